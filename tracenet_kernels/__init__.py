@@ -1,0 +1,1 @@
+"""Kernels on windows. Knows nothing of graphs or models and is usable alone."""
