@@ -1,4 +1,4 @@
-"""Mask features and the dynamic mask head (CondInst, arXiv 2003.05664; DESIGN of the paper, section III-B)."""
+"""Mask features and the dynamic mask head (CondInst, arXiv 2003.05664; the paper, section III-B)."""
 
 from __future__ import annotations
 

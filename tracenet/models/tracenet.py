@@ -80,11 +80,15 @@ class TraceNetConfig:
 
 
 class TraceNet(nn.Module):
-    """Image to features, head predictions and mask features.
+    """Image to features, head predictions, mask features, and the mask of given parameters.
 
     ``forward(image [N, 3, H, W] normalised, H and W multiples of 32)`` returns a dict of planes:
     ``C2..C5``, ``inner3..inner5``, ``P3..P7``, and for each level ``l`` in 3..7 ``logits{l}``, ``reg{l}``,
     ``ctr{l}``, ``theta{l}`` (and ``level{l}`` with a level head); ``maskfeat [N, 8, H/8, W/8]``.
+
+    With ``theta [M, 169]``, ``origin [M, 2]`` and ``size_of_interest [M]`` it adds ``mask [M, 1, H/8, W/8]`` (logits)
+    and ``mask_half [M, 1, H/2, W/2]`` (logits, or probabilities in the paper's order). The mask parameters are inputs
+    because which level predicts them is known only after the first phase.
     """
 
     def __init__(self, config: TraceNetConfig | None = None) -> None:
@@ -101,7 +105,13 @@ class TraceNet(nn.Module):
             self.mask_branch = PlainMaskBranch(config.channels)
         self.mask_head = MaskHead() if has_mask else None
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        image: Tensor,
+        theta: Tensor | None = None,
+        origin: Tensor | None = None,
+        size_of_interest: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         h, w = image.shape[-2:]
         if h % 32 or w % 32:
             raise InputError(f"image is {w}x{h}; zero-pad it right/bottom to multiples of 32 after normalising")
@@ -115,29 +125,12 @@ class TraceNet(nn.Module):
                 out[f"{name}{level}"] = plane
         if self.mask_branch is not None:
             out["maskfeat"] = self.mask_branch(p)
-        return out
-
-
-class OneClickNet(nn.Module):
-    """:class:`TraceNet` together with the dynamic mask head, as one graph to capture.
-
-    ``forward(image, theta [1, 169], origin [1, 2], size_of_interest [1])`` adds to the dict of :class:`TraceNet`
-    ``mask [1, 1, H/8, W/8]`` (logits) and ``mask_half [1, 1, H/2, W/2]`` (logits, or probabilities in the paper's
-    order). The mask parameters are inputs because which level predicts them is known only after the first phase.
-    """
-
-    def __init__(self, model: TraceNet) -> None:
-        super().__init__()
-        if model.mask_head is None:
-            raise InputError("the model has mask_branch='none'; create it with 'condinst' or 'p3' to predict masks")
-        self.net = model
-
-    def forward(self, image: Tensor, theta: Tensor, origin: Tensor, size_of_interest: Tensor) -> dict[str, Tensor]:
-        out = self.net(image)
-        assert self.net.mask_head is not None
-        out["mask"] = self.net.mask_head(out["maskfeat"], theta, origin, size_of_interest)
-        upsample = upsample_logits if self.net.config.mask_order == "upsample_logits" else upsample_probabilities
-        out["mask_half"] = upsample(out["mask"])
+        if theta is not None and origin is not None and size_of_interest is not None:
+            if self.mask_head is None:
+                raise InputError("the model has mask_branch='none'; create it with 'condinst' or 'p3' to predict masks")
+            out["mask"] = self.mask_head(out["maskfeat"], theta, origin, size_of_interest)
+            upsample = upsample_logits if self.config.mask_order == "upsample_logits" else upsample_probabilities
+            out["mask_half"] = upsample(out["mask"])
         return out
 
 

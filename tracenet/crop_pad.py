@@ -1,0 +1,225 @@
+"""The paper's PyTorch path: autocrop, autopad. Slow, simple, always right.
+
+Walks a plan in order. Every node reads crops of its producers, padded where a window meets the plane's edge,
+computes exactly its own window, and every tensor is freed after its last use.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tracenet.graph.graph import INPUT, Node
+from tracenet.rft.rules.pointwise import crop_output
+from tracenet.rft.rules.registry import Demand, find_rule
+from tracenet.rft.trace import NodePlan, Plan, resolve_output
+from tracenet_kernels.errors import ExecutionError, TraceNetError
+from tracenet_kernels.window import Window
+
+
+@dataclass(slots=True)
+class Patch:
+    """Values of one window of a node's plane."""
+
+    window: Window
+    tensor: Tensor
+
+
+Store = Mapping[str, list[Patch]]
+"""Node name -> disjoint patches already known."""
+
+
+class _Values:
+    """Tensors of the nodes computed so far; a rule's :class:`~tracenet.rft.rules.registry.Reader`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.tensors: dict[Node, tuple[Window, Tensor]] = {}
+
+    def whole(self, producer: Node) -> Tensor:
+        if producer.value is not None:
+            return producer.value
+        if producer not in self.tensors:
+            raise ExecutionError(f"{producer.name!r} was not computed although it is read whole")
+        window, tensor = self.tensors[producer]
+        if window != producer.full_window:
+            raise ExecutionError(f"{producer.name!r} is read whole but only {window} was computed")
+        return tensor
+
+    def __call__(self, demand: Demand, fill: float | None = None) -> Tensor:
+        producer, window, axes = demand
+        layout = producer.layout
+        if layout is not None and layout.axes == axes and producer.value is None:
+            plane, held = producer.plane, self.tensors.get(producer)
+            clipped = window.clip(*plane)
+            if clipped.is_empty:
+                return self._nothing(producer, window, axes, 0.0 if fill is None else fill)
+            if held is None or not held[0].contains(clipped):
+                raise ExecutionError(
+                    f"{clipped} of {producer.name!r} is read but {held[0] if held else 'nothing'} was computed"
+                )
+            origin, tensor = held
+            if layout.merged:
+                return _crop_merged(tensor, axes[0], origin, clipped)
+            crop = _narrow(tensor, axes, clipped.shift(-origin.y0, -origin.x0))
+        else:
+            tensor = self.whole(producer)
+            if axes[0] is not None and axes[0] == axes[1]:
+                raise ExecutionError(f"flattened rows and columns of {producer.name!r} cannot be cropped")
+            plane = tuple(tensor.shape[a] if a is not None else 1 for a in axes)  # type: ignore[assignment]
+            clipped = window.clip(*plane)
+            if clipped.is_empty:
+                return self._nothing(producer, window, axes, 0.0 if fill is None else fill)
+            crop = _narrow(tensor, axes, clipped)
+        if clipped == window:
+            return crop
+        if fill is None:
+            raise ExecutionError(f"{window} of {producer.name!r} reaches past its plane {plane} without padding")
+        return _pad(crop, axes, window, clipped, fill)
+
+    def _nothing(self, producer: Node, window: Window, axes: tuple[int | None, int | None], fill: float) -> Tensor:
+        shape = list(producer.shape)
+        for axis, size in zip(axes, (window.height, window.width), strict=True):
+            if axis is not None:
+                shape[axis] = size
+        return torch.full(shape, fill, dtype=producer.dtype, device=self.device)
+
+
+def _narrow(tensor: Tensor, axes: tuple[int | None, int | None], window: Window) -> Tensor:
+    if axes[0] is not None:
+        tensor = tensor.narrow(axes[0], window.y0, window.height)
+    if axes[1] is not None:
+        tensor = tensor.narrow(axes[1], window.x0, window.width)
+    return tensor
+
+
+def _crop_merged(tensor: Tensor, axis: int | None, origin: Window, window: Window) -> Tensor:
+    assert axis is not None
+    if origin == window:
+        return tensor
+    plane = tensor.unflatten(axis, (origin.height, origin.width))
+    return _narrow(plane, (axis, axis + 1), window.shift(-origin.y0, -origin.x0)).flatten(axis, axis + 1)
+
+
+def _pad(crop: Tensor, axes: tuple[int | None, int | None], window: Window, clipped: Window, fill: float) -> Tensor:
+    amounts = [0] * (2 * crop.ndim)
+    for axis, before, after in (
+        (axes[0], clipped.y0 - window.y0, window.y1 - clipped.y1),
+        (axes[1], clipped.x0 - window.x0, window.x1 - clipped.x1),
+    ):
+        if axis is not None:
+            amounts[2 * (crop.ndim - 1 - axis)] = before
+            amounts[2 * (crop.ndim - 1 - axis) + 1] = after
+    return F.pad(crop, amounts, value=fill)
+
+
+def run_plan(
+    plan: Plan, inputs: list[Tensor], store: Store | None = None, keep: Iterable[str] = ()
+) -> tuple[dict[int | str, Tensor], dict[str, Patch]]:
+    """Execute a plan.
+
+    Args:
+        plan: from :func:`tracenet.rft.plan_windows`.
+        inputs: the network's inputs, full size, in order.
+        store: patches of the nodes that the plan was told are kept.
+        keep: names of nodes whose windows are to be returned beside the outputs.
+
+    Returns:
+        the outputs keyed like the request and cropped to it, and the patches of the ``keep`` nodes that were visited.
+
+    Raises:
+        ExecutionError: a node failed; the message names it and what it was computing.
+    """
+    values = _Values(inputs[0].device)
+    position = {node: i for i, node in enumerate(plan.graph.inputs)}
+    uses = _uses(plan)
+    wanted, kept = set(keep), {}
+    with torch.no_grad():
+        for entry in plan.nodes:
+            if entry.node.op == INPUT:
+                tensor = crop_output(entry.node, inputs[position[entry.node]], entry.window)
+            else:
+                tensor = _compute(entry, values, (store or {}).get(entry.node.name, []))
+            values.tensors[entry.node] = (entry.window, tensor)
+            if entry.node.name in wanted:
+                kept[entry.node.name] = Patch(entry.window, tensor)
+            for read in entry.reads:
+                uses[read.producer] -= 1
+                if uses[read.producer] == 0:
+                    values.tensors.pop(read.producer, None)
+    outputs: dict[int | str, Tensor] = {}
+    for key, window in plan.request.items():
+        node = resolve_output(plan.graph, key)
+        axes = node.layout.axes if node.layout is not None else (None, None)
+        outputs[key] = values(Demand(node, window, axes)) if node.value is None else node.value
+    return outputs, kept
+
+
+def _uses(plan: Plan) -> Counter[Node]:
+    """How many planned reads each node has; a requested output has one more, so it is never freed."""
+    uses: Counter[Node] = Counter()
+    for entry in plan.nodes:
+        uses.update(read.producer for read in entry.reads)
+    uses.update(resolve_output(plan.graph, key) for key in plan.request)
+    return uses
+
+
+def _compute(entry: NodePlan, values: _Values, patches: list[Patch]) -> Tensor:
+    node, window = entry.node, entry.compute
+    tensor: Tensor | None = None
+    if not window.is_empty:
+        try:
+            tensor = find_rule(node).run(node, window, values)
+        except TraceNetError:
+            raise
+        except Exception as error:
+            raise ExecutionError(f"node {node.name!r} ({node.op}) failed on window {window}: {error}") from error
+        _check_shape(node, window, tensor)
+        if window == entry.window:
+            return tensor
+    return _assemble(entry, tensor, patches)
+
+
+def _check_shape(node: Node, window: Window, tensor: Tensor) -> None:
+    shape = list(node.shape)
+    if node.layout is not None and node.layout.merged:
+        shape[node.layout.y] = window.area
+    elif node.layout is not None:
+        shape[node.layout.y], shape[node.layout.x] = window.height, window.width
+    if list(tensor.shape) != shape:
+        raise ExecutionError(
+            f"node {node.name!r} ({node.op}) gave {list(tensor.shape)} for window {window}; its rule must give {shape}"
+        )
+
+
+def _assemble(entry: NodePlan, tensor: Tensor | None, patches: list[Patch]) -> Tensor:
+    """Kept patches and the freshly computed part as one tensor; no cell is read that was not computed."""
+    node, window = entry.node, entry.window
+    parts = list(patches) + ([Patch(entry.compute, tensor)] if tensor is not None else [])
+    for part in parts:
+        if part.window.contains(window):
+            return crop_patch(node, part, window)
+    layout = node.layout
+    assert layout is not None and not layout.merged
+    shape = list(node.shape)
+    shape[layout.y], shape[layout.x] = window.height, window.width
+    out = torch.empty(shape, dtype=node.dtype, device=parts[0].tensor.device)
+    for part in parts:
+        common = part.window.intersect(window)
+        if not common.is_empty:
+            _narrow(out, layout.axes, common.shift(-window.y0, -window.x0)).copy_(crop_patch(node, part, common))
+    return out
+
+
+def crop_patch(node: Node, patch: Patch, window: Window) -> Tensor:
+    """The part ``window`` of a patch of ``node`` (a view)."""
+    if node.layout is None:
+        return patch.tensor
+    if node.layout.merged:
+        return _crop_merged(patch.tensor, node.layout.y, patch.window, window)
+    return _narrow(patch.tensor, node.layout.axes, window.shift(-patch.window.y0, -patch.window.x0))

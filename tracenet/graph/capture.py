@@ -1,0 +1,291 @@
+"""Capture a ``torch.nn.Module`` as a :class:`Graph` through ``torch.export``.
+
+The exported program is functionalised but not decomposed, so that a convolution stays one node. Tuple-valued
+operations are rewritten to single-output nodes, and whatever does not depend on an input is computed once.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from tracenet.graph.graph import CONSTANT, INPUT, Graph, Node, map_nodes
+from tracenet_kernels.errors import CaptureError, InputError
+
+_aten = torch.ops.aten
+
+
+def capture(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> Graph:
+    """Export ``model`` at the size of ``example_inputs`` and convert it to a :class:`Graph`.
+
+    Args:
+        model: in evaluation mode; its Python may be anything ``torch.export`` can follow.
+        example_inputs: one tensor or a tuple of tensors; only shapes, dtypes and devices matter.
+
+    Raises:
+        InputError: the model is in training mode, or the example inputs are not tensors.
+        CaptureError: the export failed, control flow depends on data, or the model changes its own buffers.
+    """
+    args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    _check(model, args)
+    exported = _export(model, args)
+    return _Converter(exported, args).convert()
+
+
+def _check(model: nn.Module, args: tuple[Any, ...]) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"trace got a {type(model).__name__}; pass a torch.nn.Module")
+    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
+    if training:
+        raise InputError(
+            f"{len(training)} modules are in training mode (first: {training[0]}); call model.eval() before tracing, "
+            "batch statistics and dropout depend on the whole batch"
+        )
+    for position, arg in enumerate(args):
+        if not isinstance(arg, Tensor):
+            raise InputError(f"example input {position} is a {type(arg).__name__}; pass tensors")
+        if arg.ndim >= 3 and 0 in arg.shape:
+            raise InputError(f"example input {position} has shape {tuple(arg.shape)}; every size must be positive")
+        if arg.is_complex():
+            raise InputError(f"example input {position} is complex ({arg.dtype}); pass real tensors")
+
+
+def _export(model: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(model, args, strict=False)
+            if any(_mutates(node) for node in exported.graph.nodes):
+                exported = exported.run_decompositions({})
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CaptureError(
+            f"torch.export could not capture {type(model).__name__}: {first_line}. Control flow that depends on "
+            "tensor values cannot be captured; wrap the convolutional part in a module of its own and trace that."
+        ) from error
+    return exported
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def op_name(target: Any) -> str:
+    """``aten.conv2d`` for ``torch.ops.aten.conv2d.default``; a plain function gives its qualified name."""
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}.{target.overloadpacket.__name__}"
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
+
+
+class _Converter:
+    """One conversion of an exported program; holds the map from fx nodes to ours."""
+
+    def __init__(self, exported: torch.export.ExportedProgram, args: tuple[Any, ...]) -> None:
+        self.exported = exported
+        self.args = args
+        self.nodes: list[Node] = []
+        self.map: dict[fx.Node, Node] = {}
+
+    def convert(self) -> Graph:
+        self._refuse_mutation()
+        inputs = self._placeholders()
+        for fx_node in self.exported.graph.nodes:
+            if fx_node.op == "call_function":
+                self._call(fx_node)
+            elif fx_node.op not in ("placeholder", "output"):
+                raise CaptureError(f"node {fx_node.name} is a {fx_node.op}, which a traced graph cannot hold")
+        graph = Graph(self.nodes, inputs, self._outputs())
+        graph.keep_reachable()
+        _fold_constants(graph)
+        _name_nodes(graph)
+        return graph
+
+    def _refuse_mutation(self) -> None:
+        for spec in self.exported.graph_signature.output_specs:
+            if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+                raise CaptureError(
+                    f"the model writes to {spec.target!r} while it runs; a traced run would lose that state. "
+                    "Make the forward pass free of side effects"
+                )
+
+    def _placeholders(self) -> list[Node]:
+        inputs: list[Node] = []
+        placeholders = {n.name: n for n in self.exported.graph.nodes if n.op == "placeholder"}
+        for spec in self.exported.graph_signature.input_specs:
+            fx_node = placeholders[spec.arg.name]
+            if spec.kind == InputKind.USER_INPUT:
+                value = fx_node.meta.get("val")
+                if not isinstance(value, Tensor):
+                    raise CaptureError(f"input {fx_node.name} is not a tensor; a traced graph takes tensors only")
+                node = Node(fx_node.name, INPUT, None, (), {}, tuple(value.shape), value.dtype)
+                inputs.append(node)
+            else:
+                node = self._stored(fx_node, spec)
+            self.nodes.append(node)
+            self.map[fx_node] = node
+        return inputs
+
+    def _stored(self, fx_node: fx.Node, spec: Any) -> Node:
+        if spec.target in self.exported.state_dict:
+            value = self.exported.state_dict[spec.target]
+        elif spec.target in self.exported.constants:
+            value = self.exported.constants[spec.target]
+        else:
+            raise CaptureError(f"{spec.target!r} ({spec.kind.name}) has no stored tensor; it cannot be traced")
+        if not isinstance(value, Tensor):
+            raise CaptureError(f"{spec.target!r} is a {type(value).__name__}, not a tensor; it cannot be traced")
+        return _constant(str(spec.target), value.detach())
+
+    def _call(self, fx_node: fx.Node) -> None:
+        if fx_node.target is operator.getitem:
+            self._getitem(fx_node)
+            return
+        value = fx_node.meta.get("val")
+        if isinstance(value, (tuple, list)) or value is None:
+            return  # converted where its elements are taken; assertions have no value and no user
+        if not isinstance(value, Tensor):
+            raise CaptureError(
+                f"node {fx_node.name} ({op_name(fx_node.target)}) yields a {type(value).__name__}: a number computed "
+                "from tensor data or sizes. Its value would be frozen into the graph; compute it outside the model"
+            )
+        self._add(fx_node, fx_node, value, item=None)
+
+    def _getitem(self, fx_node: fx.Node) -> None:
+        source, item = fx_node.args
+        assert isinstance(source, fx.Node) and isinstance(item, int)
+        value = fx_node.meta["val"]
+        op = op_name(source.target)
+        if op in ("aten.split", "aten.split_with_sizes", "aten.chunk"):
+            dim = int(source.args[2] if len(source.args) > 2 else source.kwargs.get("dim", 0))  # type: ignore[arg-type]
+            sizes = [part.shape[dim] for part in source.meta["val"]]
+            start = sum(sizes[:item])
+            args = (self._translate(source.args[0]), dim, start, start + sizes[item], 1)
+            self._append(fx_node, source, _aten.slice.Tensor, args, {}, value, None)
+        elif op == "aten.unbind":
+            dim = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", 0)
+            args = (self._translate(source.args[0]), dim, item)
+            self._append(fx_node, source, _aten.select.int, args, {}, value, None)
+        else:
+            self._add(fx_node, source, value, item)
+
+    def _add(self, fx_node: fx.Node, source: fx.Node, value: Tensor, item: int | None) -> None:
+        args, kwargs = self._translate(source.args), self._translate(dict(source.kwargs))
+        self._append(fx_node, source, source.target, args, kwargs, value, item)
+
+    def _append(
+        self, fx_node: fx.Node, source: fx.Node, target: Any, args: Any, kwargs: Any, value: Tensor, item: int | None
+    ) -> None:
+        if any(not isinstance(size, int) for size in value.shape):
+            raise CaptureError(
+                f"node {source.name} has a data-dependent shape {tuple(value.shape)}; it cannot be traced"
+            )
+        if value.is_complex():
+            raise CaptureError(f"node {source.name} ({op_name(target)}) is complex; only real tensors can be traced")
+        node = Node(
+            "", op_name(target), target, tuple(args), kwargs, tuple(value.shape), value.dtype, _module(source), item
+        )
+        self.nodes.append(node)
+        self.map[fx_node] = node
+
+    def _translate(self, value: Any) -> Any:
+        def replace(fx_node: fx.Node) -> Node:
+            if fx_node not in self.map:
+                raise CaptureError(f"the graph uses {fx_node.name} in a way that cannot be traced")
+            return self.map[fx_node]
+
+        return fx.node.map_arg(value, replace) if not isinstance(value, dict) else dict(fx.node.map_arg(value, replace))
+
+    def _outputs(self) -> dict[str, Node]:
+        output = next(n for n in self.exported.graph.nodes if n.op == "output")
+        results = list(output.args[0])  # type: ignore[arg-type]
+        spec = self.exported.call_spec.out_spec
+        assert spec is not None
+        paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(len(results))), spec))
+        outputs: dict[str, Node] = {}
+        for path, position in paths:
+            result = results[position]
+            if isinstance(result, fx.Node):
+                outputs[_output_name(path)] = self.map[result]
+        if not outputs:
+            raise CaptureError("the model returns no tensors; there is nothing to request")
+        return outputs
+
+
+def _output_name(path: Any) -> str:
+    keys = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+    return ".".join(keys) or "output"
+
+
+def _constant(name: str, value: Tensor) -> Node:
+    return Node(name, CONSTANT, None, (), {}, tuple(value.shape), value.dtype, value=value)
+
+
+def _module(fx_node: fx.Node) -> str:
+    """Qualified module path, ``@k`` for further calls of a shared module, ``!`` if it is one of torch's own layers."""
+    stack = list(fx_node.meta.get("nn_module_stack", {}).items())
+    if not stack:
+        return ""
+    key, (path, kind) = stack[-1]
+    call = re.search(r"@(\d+)$", key)
+    kind_name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    leaf = "!" if kind_name.startswith("torch.nn.modules.") and not kind_name.endswith("container.Sequential") else ""
+    path = re.sub(r"@\d+$", "", path)
+    return f"{path}{call.group(0) if call else ''}{leaf}"
+
+
+def run_node(node: Node, args: Any, kwargs: Any) -> Tensor:
+    """Call a node's operation on concrete arguments and take its element if it is tuple-valued."""
+    assert node.target is not None
+    result = node.target(*args, **kwargs)
+    return result if node.item is None else result[node.item]
+
+
+_RANDOM = {"aten.rand", "aten.randn", "aten.randint", "aten.bernoulli", "aten.rand_like", "aten.randn_like"}
+
+
+def _fold_constants(graph: Graph) -> None:
+    """Replace every node that depends on constants only by its value."""
+    for node in graph.nodes:
+        if node.op in (INPUT, CONSTANT):
+            continue
+        if node.op in _RANDOM:
+            raise CaptureError(f"node of {node.module.rstrip('!') or 'the model'} draws random numbers ({node.op})")
+        if all(operand.is_constant for operand in node.operands):
+            with torch.no_grad():
+                args, kwargs = map_nodes((node.args, node.kwargs), lambda n: n.value)
+                node.value = run_node(node, args, kwargs)
+            node.op, node.target, node.args, node.kwargs, node.item = CONSTANT, None, (), {}, None
+    graph.keep_reachable()
+
+
+def _name_nodes(graph: Graph) -> None:
+    per_module: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op not in (INPUT, CONSTANT):
+            per_module[node.module] = per_module.get(node.module, 0) + 1
+    taken = {node.name for node in graph.nodes if node.name}
+    for node in graph.nodes:
+        if node.name:
+            continue
+        path, single = node.module.rstrip("!"), node.module.endswith("!") and per_module.get(node.module) == 1
+        base = path if single else f"{path}.{_short(node)}" if path else _short(node)
+        name, count = base, 0
+        while name in taken:
+            count += 1
+            name = f"{base}_{count}"
+        taken.add(name)
+        node.name = name
+        node.module = path
+    graph.renumber()
+
+
+def _short(node: Node) -> str:
+    return node.op.rpartition(".")[2] if node.op != CONSTANT else "constant"

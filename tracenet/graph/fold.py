@@ -1,0 +1,97 @@
+"""Fold inference BatchNorm into the convolution that feeds it.
+
+``y = (conv(x) - mean) / sqrt(var + eps) * gamma + beta`` becomes one convolution with
+``w' = w * s`` and ``b' = (b - mean) * s + beta``, ``s = gamma / sqrt(var + eps)``, computed in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracenet.graph.graph import CONSTANT, Graph, Node, map_nodes
+
+_BATCH_NORMS = {
+    "aten.batch_norm": (5, 7),
+    "aten._native_batch_norm_legit_no_training": (None, 6),
+}
+"""Operator -> positions of its training flag (if it has one) and of eps."""
+
+
+def is_batch_norm(node: Node) -> bool:
+    """Whether the node is a BatchNorm that uses stored statistics."""
+    positions = _BATCH_NORMS.get(node.op)
+    return positions is not None and not (positions[0] is not None and node.args[positions[0]])
+
+
+def fold_batch_norm(graph: Graph) -> int:
+    """Fold every BatchNorm whose producer is a convolution with constant weights and no other user, in place.
+
+    Returns the number of nodes folded. Values change by rounding only.
+    """
+    users = graph.users()
+    replaced: dict[Node, Node] = {}
+    new_constants: dict[Node, list[Node]] = {}
+    for norm in graph.nodes:
+        if not is_batch_norm(norm):
+            continue
+        conv = norm.args[0]
+        if not _foldable(conv) or len(users[conv]) != 1 or conv in graph.outputs.values():
+            continue
+        parameters = [None if p is None else p.value for p in norm.args[1:5]]
+        if any(isinstance(p, Node) and not p.is_constant for p in norm.args[1:5]):
+            continue
+        weight, bias = _folded(conv, parameters, float(norm.args[_BATCH_NORMS[norm.op][1]]))
+        w_node, b_node = _stored(conv, "weight", weight), _stored(conv, "bias", bias)
+        conv.args = (conv.args[0], w_node, b_node, *conv.args[3:])
+        new_constants[conv] = [w_node, b_node]
+        replaced[norm] = conv
+    _replace(graph, replaced, new_constants)
+    return len(replaced)
+
+
+def _foldable(node: Any) -> bool:
+    if not isinstance(node, Node) or node.op not in ("aten.conv2d", "aten.conv_transpose2d"):
+        return False
+    weight, bias = node.args[1], node.arg(2, "bias")
+    return weight.is_constant and (bias is None or bias.is_constant) and "bias" not in node.kwargs
+
+
+def _folded(conv: Node, parameters: list[Tensor | None], eps: float) -> tuple[Tensor, Tensor]:
+    gamma, beta, mean, var = parameters
+    assert mean is not None and var is not None
+    weight = conv.args[1].value
+    bias_node = conv.arg(2, "bias")
+    scale = torch.rsqrt(var.double() + eps)
+    if gamma is not None:
+        scale = scale * gamma.double()
+    shift = -mean.double() if bias_node is None else bias_node.value.double() - mean.double()
+    shift = shift * scale
+    if beta is not None:
+        shift = shift + beta.double()
+    if conv.op == "aten.conv2d":
+        folded = weight.double() * scale.view(-1, 1, 1, 1)
+    else:  # [Cin, Cout / groups, kh, kw]: output channels run over groups, then the second axis
+        groups = int(conv.arg(6, "groups", 1))
+        per_group = scale.view(groups, 1, -1, 1, 1)
+        folded = (weight.double().view(groups, -1, *weight.shape[1:]) * per_group).view(weight.shape)
+    return folded.to(weight.dtype), shift.to(weight.dtype)
+
+
+def _stored(conv: Node, kind: str, value: Tensor) -> Node:
+    return Node(f"{conv.name}.folded_{kind}", CONSTANT, None, (), {}, tuple(value.shape), value.dtype, value=value)
+
+
+def _replace(graph: Graph, replaced: dict[Node, Node], new_constants: dict[Node, list[Node]]) -> None:
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if node in replaced:
+            continue
+        nodes.extend(new_constants.get(node, ()))
+        node.args, node.kwargs = map_nodes((node.args, node.kwargs), lambda n: replaced.get(n, n))
+        nodes.append(node)
+    graph.nodes = nodes
+    graph.outputs = {name: replaced.get(node, node) for name, node in graph.outputs.items()}
+    graph.keep_reachable()

@@ -1,0 +1,48 @@
+"""A plan as a readable table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracenet.rft.trace import Plan
+
+_HEAD = ("node", "op", "plane", "window", "share", "border t,b,l,r", "MMACs", "KiB", "barrier")
+
+
+def plan_table(plan: Plan, full: bool) -> str:
+    """One aligned line per node (``full=False``: nodes with multiply-adds, borders or barriers), then totals."""
+    rows: list[tuple[str, ...]] = []
+    for entry in plan.nodes:
+        node, window = entry.node, entry.compute
+        borders = [r.border for r in entry.reads if not r.border.is_zero]
+        if not full and not (entry.macs or borders or entry.barrier):
+            continue
+        height, width = node.plane
+        rows.append(
+            (
+                node.name,
+                node.op.removeprefix("aten."),
+                f"{height}x{width}",
+                str(window),
+                f"{window.area / (height * width):.0%}",
+                ",".join(map(str, borders[0])) if borders else "",
+                f"{entry.macs / 1e6:.1f}",
+                f"{entry.bytes / 1024:.0f}",
+                entry.barrier or "",
+            )
+        )
+    widths = [max(len(row[i]) for row in [_HEAD, *rows]) for i in range(len(_HEAD))]
+    right = {4, 6, 7}
+    lines = [
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [_HEAD, tuple("-" * w for w in widths), *rows]
+    ]
+    share = plan.macs / plan.full_macs if plan.full_macs else 0.0
+    lines.append(
+        f"{plan.macs / 1e9:.3f} of {plan.full_macs / 1e9:.3f} GMACs ({share:.1%}), {plan.bytes / 2**20:.1f} MiB of windows, "
+        f"{len(plan.barriers)} barriers, planned in {plan.planning_ms:.1f} ms"
+    )
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,254 @@
+"""The Receptive Field Tracer: from windows of the outputs to a window of every node.
+
+Post-order depth-first search with an explicit stack from the requested outputs; every node is visited once and its
+window is the hull of its consumers' demands, so the cost is O(E + N) (paper, section III-A).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tracenet.graph.graph import INPUT, Graph, Node
+from tracenet.rft import costs
+from tracenet.rft.rules.registry import Demand, find_rule
+from tracenet_kernels.errors import RequestError, WindowError
+from tracenet_kernels.window import EMPTY, Border, Window, border_of, hull, subtract_all
+
+Kept = Mapping[str, Sequence[Window]]
+"""Node name -> disjoint windows whose values are already known."""
+
+
+@dataclass(slots=True)
+class Read:
+    """What one consumer reads of one producer: the part on the plane and the padding around it."""
+
+    producer: Node
+    window: Window
+    border: Border
+
+
+@dataclass(slots=True)
+class NodePlan:
+    """One node of a plan.
+
+    Attributes:
+        window: hull of the consumers' demands, on the plane.
+        compute: the part of it that has to be computed: all of it, or the hull of what is not kept (``EMPTY`` if
+            everything is).
+        reads: what computing it reads of each producer, with borders.
+        macs: multiply-adds of computing it.
+        bytes: bytes of its output window.
+        barrier: why it reads whole planes, or None.
+    """
+
+    node: Node
+    window: Window
+    compute: Window
+    reads: list[Read] = field(default_factory=list)
+    macs: int = 0
+    bytes: int = 0
+    barrier: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """A node that reads whole planes, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+class Plan:
+    """A window per node for one request.
+
+    Attributes:
+        request: output key (index or name, as asked) -> window on that output's plane.
+        nodes: :class:`NodePlan` per visited node, producers first.
+        windows: name -> :class:`Window`, for every visited node and, as aliases, every output whose node was visited.
+        borders: name -> padding per operand read, where there is any.
+        barriers: nodes that read whole planes.
+        macs, full_macs: multiply-adds (convolutions and matrix products) of the plan, and of the whole network.
+        planning_ms: time the trace took.
+    """
+
+    def __init__(
+        self, graph: Graph, request: dict[int | str, Window], nodes: list[NodePlan], planning_ms: float
+    ) -> None:
+        self.graph = graph
+        self.request = request
+        self.nodes = nodes
+        self.planning_ms = planning_ms
+        self.by_node = {entry.node: entry for entry in nodes}
+        self.windows = {entry.node.name: entry.window for entry in nodes}
+        for name, node in graph.outputs.items():
+            if node in self.by_node:
+                self.windows.setdefault(name, self.by_node[node].window)
+        self.borders = {
+            entry.node.name: [read.border for read in entry.reads]
+            for entry in nodes
+            if any(not read.border.is_zero for read in entry.reads)
+        }
+        self.barriers = [
+            Barrier(entry.node.name, entry.node.op, entry.barrier) for entry in nodes if entry.barrier is not None
+        ]
+        self.macs: int = sum(entry.macs for entry in nodes)
+        self.full_macs: int = costs.full_macs(graph)
+
+    def macs_of(self, *prefixes: str) -> int:
+        """Multiply-adds of the nodes inside modules whose qualified name starts with one of ``prefixes``."""
+        return sum(entry.macs for entry in self.nodes if _inside(entry.node, prefixes))
+
+    def full_macs_of(self, *prefixes: str) -> int:
+        """As :meth:`macs_of`, for the whole network."""
+        return sum(costs.node_macs(node, node.full_window) for node in self.graph.nodes if _inside(node, prefixes))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all output windows together."""
+        return sum(entry.bytes for entry in self.nodes)
+
+    def table(self, full: bool = False) -> str:
+        """A readable table: one line per node that costs something (``full=True``: every node)."""
+        from tracenet.rft.table import plan_table
+
+        return plan_table(self, full)
+
+    def __repr__(self) -> str:
+        share = self.macs / self.full_macs if self.full_macs else 0.0
+        return (
+            f"<Plan: {len(self.nodes)} nodes, {self.macs / 1e9:.2f} of {self.full_macs / 1e9:.2f} GMACs ({share:.1%}), "
+            f"{len(self.barriers)} barriers, planned in {self.planning_ms:.1f} ms>"
+        )
+
+
+def _inside(node: Node, prefixes: tuple[str, ...]) -> bool:
+    return any(node.module == prefix or node.module.startswith((f"{prefix}.", f"{prefix}@")) for prefix in prefixes)
+
+
+def resolve_output(graph: Graph, key: int | str) -> Node:
+    """The node behind an output's index or name, or behind a node's own name.
+
+    Raises:
+        RequestError: nothing has that index or name.
+    """
+    if isinstance(key, str):
+        node = graph.outputs.get(key) or graph.by_name.get(key)
+        if node is not None:
+            return node
+    elif isinstance(key, int) and not isinstance(key, bool) and 0 <= key < len(graph.outputs):
+        return list(graph.outputs.values())[key]
+    names = list(graph.outputs)
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    raise RequestError(f"{key!r} is not an output; ask by index 0..{len(names) - 1} or by name: {shown}")
+
+
+def _check_request(graph: Graph, request: Mapping[int | str, Window | Sequence[int] | None]) -> dict[int | str, Window]:
+    if not request:
+        raise RequestError("the request is empty; ask for at least one output window, e.g. {0: Window(0, 8, 0, 8)}")
+    checked: dict[int | str, Window] = {}
+    for key, value in request.items():
+        node = resolve_output(graph, key)
+        if value is None or node.layout is None:
+            checked[key] = node.full_window
+            continue
+        if not isinstance(value, Window) and (isinstance(value, str) or len(value) != 4):
+            raise WindowError(f"the window of output {key!r} is {value!r}; pass Window(y0, y1, x0, x1) or None for all")
+        window = value if isinstance(value, Window) else Window(*value)
+        if window.is_empty:
+            raise WindowError(f"the window of output {key!r} is empty: {window}; ask for at least one cell")
+        if not node.full_window.contains(window):
+            raise WindowError(
+                f"the window of output {key!r} is {window}, its plane is {node.plane[0]} x {node.plane[1]} "
+                "(rows x columns); clip the window to the plane"
+            )
+        checked[key] = window
+    return checked
+
+
+def plan_windows(
+    graph: Graph, request: Mapping[int | str, Window | Sequence[int] | None], kept: Kept | None = None
+) -> Plan:
+    """Trace a request back to the inputs.
+
+    Args:
+        graph: captured network with layouts inferred.
+        request: output index or name -> window on its plane (None: all of it).
+        kept: windows of nodes whose values are already known; they are not computed again and nothing is traced
+            behind them.
+
+    Raises:
+        RequestError: an output is not known.
+        WindowError: a window is empty or outside its plane.
+        UnsupportedOpError: a visited node has no backward rule.
+    """
+    start = time.perf_counter()
+    checked = _check_request(graph, request)
+    demands: dict[Node, list[Window]] = {}
+    for key, window in checked.items():
+        demands.setdefault(resolve_output(graph, key), []).append(window)
+    plans: dict[Node, NodePlan] = {}
+    for node in reversed(_post_order(list(demands))):
+        if node in demands:  # else only kept values lie between it and the request
+            plans[node] = entry = _visit(node, hull(demands[node]), (kept or {}).get(node.name, ()))
+            for read in entry.reads:
+                if not read.window.is_empty:
+                    demands.setdefault(read.producer, []).append(read.window)
+    ordered = list(reversed(plans.values()))
+    return Plan(graph, checked, ordered, (time.perf_counter() - start) * 1e3)
+
+
+def _post_order(roots: list[Node]) -> list[Node]:
+    """Producers before consumers, constants left out; every node once."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((o, False) for o in node.operands if not o.is_constant and o not in seen)
+    return order
+
+
+def _visit(node: Node, window: Window, kept: Sequence[Window]) -> NodePlan:
+    if node.layout_error is not None:
+        raise node.layout_error
+    compute = hull(subtract_all(window, kept)) if kept else window
+    entry = NodePlan(node, window, compute, bytes=costs.window_bytes(node, window))
+    if node.op == INPUT or compute.is_empty:
+        return entry
+    rule = find_rule(node)
+    for demand in rule.demands(node, compute):
+        entry.reads.append(_read(demand))
+    entry.barrier = rule.barrier(node) or _mismatch(rule.demands(node, compute))
+    entry.macs = rule.macs(node, compute)
+    return entry
+
+
+def _read(demand: Demand) -> Read:
+    producer, window, axes = demand
+    if producer.layout is None:
+        return Read(producer, producer.full_window, border_of(EMPTY, 0, 0))
+    clipped = window.clip(*producer.plane)
+    if axes != producer.layout.axes:
+        return Read(producer, producer.full_window, border_of(window, *_sizes(producer, axes)))
+    return Read(producer, clipped, border_of(window, *producer.plane))
+
+
+def _sizes(producer: Node, axes: tuple[int | None, int | None]) -> tuple[int, int]:
+    y, x = axes
+    return (producer.shape[y] if y is not None else 1, producer.shape[x] if x is not None else 1)
+
+
+def _mismatch(demands) -> str | None:  # type: ignore[no-untyped-def]
+    for producer, _, axes in demands:
+        layout = producer.layout
+        if layout is not None and axes != layout.axes and producer.full_window.area > 1:
+            return f"reads {producer.name} across its plane"
+    return None

@@ -1,0 +1,120 @@
+"""``tracenet.trace``: capture a network once, plan windows, run them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracenet import crop_pad
+from tracenet.graph import Graph, capture, fold_batch_norm
+from tracenet.rft.layouts import infer_layouts
+from tracenet.rft.trace import Kept, Plan, plan_windows
+from tracenet_kernels.errors import BackendError, InputError, RequestError
+from tracenet_kernels.window import Window
+
+BACKENDS = ("torch",)
+
+
+class TracedModel:
+    """A captured network. One capture serves one input size; plans and runs are cheap.
+
+    Attributes:
+        graph: the captured :class:`tracenet.graph.Graph`.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        infer_layouts(graph)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names that a request may use, in order."""
+        return list(self.graph.outputs)
+
+    def plan(self, request: Mapping[int | str, Window | Sequence[int] | None], kept: Kept | None = None) -> Plan:
+        """Trace windows of the outputs back to the inputs; see :func:`tracenet.rft.plan_windows`."""
+        return plan_windows(self.graph, request, kept)
+
+    def run(self, inputs: Tensor | Sequence[Tensor], plan: Plan, backend: str = "torch") -> dict[int | str, Tensor]:
+        """Execute a plan.
+
+        Args:
+            inputs: the network's inputs, full size, as given to :func:`trace` (one tensor or a sequence).
+            plan: from :meth:`plan` of this object.
+            backend: ``"torch"``, the crop-and-pad path.
+
+        Returns:
+            the requested windows, keyed like the request.
+
+        Raises:
+            InputError: an input's shape, dtype or device differs from the captured one.
+            RequestError: the plan belongs to another capture.
+            BackendError: the backend is not known.
+            ExecutionError: a node failed; the message names it.
+        """
+        outputs, _ = self.run_keeping(inputs, plan, backend=backend)
+        return outputs
+
+    def run_keeping(
+        self,
+        inputs: Tensor | Sequence[Tensor],
+        plan: Plan,
+        store: crop_pad.Store | None = None,
+        keep: Sequence[str] = (),
+        backend: str = "torch",
+    ) -> tuple[dict[int | str, Tensor], dict[str, crop_pad.Patch]]:
+        """As :meth:`run`, reading kept patches from ``store`` and returning those of the nodes named in ``keep``."""
+        if backend not in BACKENDS:
+            raise BackendError(f"backend {backend!r} is not available; choose one of {BACKENDS}")
+        if plan.graph is not self.graph:
+            raise RequestError("the plan was made by another traced model; call plan() on this one")
+        return crop_pad.run_plan(plan, self._check(inputs), store, keep)
+
+    def _check(self, inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        if len(given) != len(self.graph.inputs):
+            names = [node.name for node in self.graph.inputs]
+            raise InputError(f"run got {len(given)} inputs; the network takes {len(names)}: {names}")
+        for node, tensor in zip(self.graph.inputs, given, strict=True):
+            if not isinstance(tensor, Tensor):
+                raise InputError(f"input {node.name!r} is a {type(tensor).__name__}; pass a tensor")
+            if tuple(tensor.shape) != node.shape or tensor.dtype != node.dtype:
+                raise InputError(
+                    f"input {node.name!r} is {tuple(tensor.shape)} {tensor.dtype}, but the capture was made for "
+                    f"{node.shape} {node.dtype}; trace the model again at this size"
+                )
+        return given
+
+    def to(self, device: torch.device | str) -> TracedModel:
+        """Move the stored weights to a device, in place."""
+        for node in self.graph.nodes:
+            if node.value is not None:
+                node.value = node.value.to(device)
+        return self
+
+
+def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, fold_bn: bool = True) -> TracedModel:
+    """Capture ``model`` once, at the size of ``example_inputs``.
+
+    Args:
+        model: any network in evaluation mode that ``torch.export`` can follow.
+        example_inputs: a tensor or a tuple of tensors; the last two axes of each are its plane.
+        fold_bn: fold BatchNorm into the convolution before it (values change by rounding only).
+
+    Raises:
+        InputError: training mode, or inputs that are not tensors.
+        CaptureError: the export failed; the message says what to do.
+
+    Example::
+
+        traced = tracenet.trace(model, torch.zeros(1, 3, 480, 640))
+        plan = traced.plan({0: tracenet.Window(10, 20, 10, 20)})
+        out = traced.run(image, plan)[0]
+    """
+    graph = capture(model, example_inputs)
+    if fold_bn:
+        fold_batch_norm(graph)
+    return TracedModel(graph)
