@@ -25,6 +25,7 @@ from tracenet_kernels.errors import InputError
 MASK_BRANCHES = ("condinst", "p3", "none")
 REL_TO = ("click", "cell")
 MASK_ORDERS = ("upsample_logits", "upsample_probabilities")
+ANCHOR_OFFSETS = ("half", "zero")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class TraceNetConfig:
     ``mean``/``std``/``channel_order`` act on 0-255 pixels: ``(pixel - mean) / std``.
     ``rel_to``: origin of the relative coordinates, the click itself (the paper) or the centre of its cell (CondInst).
     ``mask_order``: upsample logits then sigmoid, or the paper's sigmoid then upsample.
+    ``filter_head``: predict the mask head's parameters ``theta``; only a network without masks does without.
+    ``anchor_offset``: a cell's box distances start at ``cell * s + s // 2`` (``"half"``) or ``cell * s`` (``"zero"``).
     """
 
     depth: int = 50
@@ -49,6 +52,8 @@ class TraceNetConfig:
     mean: tuple[float, float, float] = (123.68, 116.779, 103.939)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channel_order: str = "rgb"
+    filter_head: bool = True
+    anchor_offset: str = "half"
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -58,11 +63,16 @@ class TraceNetConfig:
             ("rel_to", REL_TO),
             ("mask_order", MASK_ORDERS),
             ("channel_order", ("rgb", "bgr")),
+            ("anchor_offset", ANCHOR_OFFSETS),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}={getattr(self, name)!r} is not known; choose one of {allowed}")
         if self.num_classes < 1:
             raise InputError(f"num_classes={self.num_classes}; it must be at least 1")
+        if not self.filter_head and self.mask_branch != "none":
+            raise InputError(
+                f"mask_branch={self.mask_branch!r} needs filter_head=True; masks are made of its parameters"
+            )
         object.__setattr__(self, "mean", tuple(map(float, self.mean)))
         object.__setattr__(self, "std", tuple(map(float, self.std)))
 
@@ -84,7 +94,7 @@ class TraceNet(nn.Module):
 
     ``forward(image [N, 3, H, W] normalised, H and W multiples of 32)`` returns a dict of planes:
     ``C2..C5``, ``inner3..inner5``, ``P3..P7``, and for each level ``l`` in 3..7 ``logits{l}``, ``reg{l}``,
-    ``ctr{l}``, ``theta{l}`` (and ``level{l}`` with a level head); ``maskfeat [N, 8, H/8, W/8]``.
+    ``ctr{l}``, ``theta{l}`` (with a filter head) and ``level{l}`` (with a level head); ``maskfeat [N, 8, H/8, W/8]``.
 
     With ``theta [M, 169]``, ``origin [M, 2]`` and ``size_of_interest [M]`` it adds ``mask [M, 1, H/8, W/8]`` (logits)
     and ``mask_half [M, 1, H/2, W/2]`` (logits, or probabilities in the paper's order). The mask parameters are inputs
@@ -97,7 +107,8 @@ class TraceNet(nn.Module):
         self.backbone = ResNet(config.depth, config.stride_in_1x1)
         self.fpn = FPN(channels=config.channels)
         has_mask = config.mask_branch != "none"
-        self.heads = Heads(config.channels, config.num_classes, config.tower_norm, config.level_head, THETA)
+        theta = THETA if config.filter_head else 0
+        self.heads = Heads(config.channels, config.num_classes, config.tower_norm, config.level_head, theta)
         self.mask_branch: nn.Module | None = None
         if config.mask_branch == "condinst":
             self.mask_branch = MaskBranch(config.channels, norm=config.mask_norm)
