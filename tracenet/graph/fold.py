@@ -1,7 +1,8 @@
 """Fold inference BatchNorm into the convolution that feeds it.
 
 ``y = (conv(x) - mean) / sqrt(var + eps) * gamma + beta`` becomes one convolution with
-``w' = w * s`` and ``b' = (b - mean) * s + beta``, ``s = gamma / sqrt(var + eps)``, computed in float64.
+``w' = w * s`` and ``b' = (b - mean) * s + beta``, ``s = gamma / sqrt(var + eps)``; s and b' are computed in float64.
+A convolution that is called several times (heads shared over levels) is folded once and shared.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def fold_batch_norm(graph: Graph) -> int:
     users = graph.users()
     replaced: dict[Node, Node] = {}
     new_constants: dict[Node, list[Node]] = {}
+    shared: dict[tuple[Any, ...], list[Node]] = {}
     for norm in graph.nodes:
         if not is_batch_norm(norm):
             continue
@@ -43,10 +45,12 @@ def fold_batch_norm(graph: Graph) -> int:
         parameters = [None if p is None else p.value for p in norm.args[1:5]]
         if any(isinstance(p, Node) and not p.is_constant for p in norm.args[1:5]):
             continue
-        weight, bias = _folded(conv, parameters, float(norm.args[_BATCH_NORMS[norm.op][1]]))
-        w_node, b_node = _stored(conv, "weight", weight), _stored(conv, "bias", bias)
-        conv.args = (conv.args[0], w_node, b_node, *conv.args[3:])
-        new_constants[conv] = [w_node, b_node]
+        eps = float(norm.args[_BATCH_NORMS[norm.op][1]])
+        key = (conv.op, conv.arg(6, "groups", 1), conv.args[1], conv.arg(2, "bias"), *norm.args[1:5], eps)
+        if key not in shared:
+            weight, bias = _folded(conv, parameters, eps)
+            shared[key] = new_constants[conv] = [_stored(conv, "weight", weight), _stored(conv, "bias", bias)]
+        conv.args = (conv.args[0], *shared[key], *conv.args[3:])
         replaced[norm] = conv
     _replace(graph, replaced, new_constants)
     return len(replaced)
@@ -72,12 +76,12 @@ def _folded(conv: Node, parameters: list[Tensor | None], eps: float) -> tuple[Te
     if beta is not None:
         shift = shift + beta.double()
     if conv.op == "aten.conv2d":
-        folded = weight.double() * scale.view(-1, 1, 1, 1)
+        folded = weight * scale.to(weight.dtype).view(-1, 1, 1, 1)
     else:  # [Cin, Cout / groups, kh, kw]: output channels run over groups, then the second axis
         groups = int(conv.arg(6, "groups", 1))
-        per_group = scale.view(groups, 1, -1, 1, 1)
-        folded = (weight.double().view(groups, -1, *weight.shape[1:]) * per_group).view(weight.shape)
-    return folded.to(weight.dtype), shift.to(weight.dtype)
+        per_group = scale.to(weight.dtype).view(groups, 1, -1, 1, 1)
+        folded = (weight.view(groups, -1, *weight.shape[1:]) * per_group).view(weight.shape)
+    return folded, shift.to(weight.dtype)
 
 
 def _stored(conv: Node, kind: str, value: Tensor) -> Node:
