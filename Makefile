@@ -1,0 +1,62 @@
+# A fresh clone to a working result: `make test`, `make demo`. Everything lives in .venv.
+#
+# PYTHON  interpreter the environment is made from (3.10 or newer)
+# TORCH   requirement installed before everything else; an open range may pull gigabytes of CUDA packages
+# EXTRAS  extras installed into the environment
+# TRACENET_BUILD_NATIVE=1 fails when the C++ extension does not build, =0 skips it; otherwise it is optional.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+EXTRAS ?= dev,train,eval
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+CPP    := $(shell find csrc -type f \( -name '*.hpp' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
+
+.DEFAULT_GOAL := help
+.PHONY: help install test demo lint format env clean
+
+help:
+	@echo "make test     install into $(VENV) and run the tests"
+	@echo "make demo     install into $(VENV) and segment a clicked object in a bundled photo"
+	@echo "make lint     ruff, mypy, clang-format, without changing anything"
+	@echo "make format   let ruff and clang-format rewrite the sources"
+	@echo "make env      what is installed, which backends work and why the others do not"
+	@echo "make clean    remove everything that is built or installed here"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || \
+		{ echo "$(PYTHON) cannot make a virtual environment; install its venv module or pass PYTHON=..." >&2; exit 1; }
+
+$(STAMP): $(BIN)/python pyproject.toml setup.py CMakeLists.txt $(CPP)
+	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install --editable ".[$(EXTRAS)]"
+	$(BIN)/python -m tracenet_kernels.env_report
+	@touch $@
+
+install: $(STAMP)
+
+test: install
+	$(BIN)/python -m pytest
+
+demo: install
+	$(BIN)/python -m tracenet.demo
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+env: install
+	$(BIN)/python -m tracenet_kernels.env_report
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tracenet_kernels/_C*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
