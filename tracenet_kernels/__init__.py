@@ -1,1 +1,51 @@
 """Kernels on windows. Knows nothing of graphs or models and is usable alone."""
+
+from tracenet_kernels.errors import (
+    BackendError,
+    CaptureError,
+    CheckpointError,
+    ClickError,
+    ExecutionError,
+    ImageError,
+    InputError,
+    RequestError,
+    TraceNetError,
+    UnsupportedOpError,
+    WindowError,
+)
+from tracenet_kernels.window import (
+    EMPTY,
+    Border,
+    Window,
+    border_of,
+    clip,
+    hull,
+    intersect,
+    shift,
+    subtract,
+    subtract_all,
+)
+
+__all__ = [
+    "EMPTY",
+    "BackendError",
+    "Border",
+    "CaptureError",
+    "CheckpointError",
+    "ClickError",
+    "ExecutionError",
+    "ImageError",
+    "InputError",
+    "RequestError",
+    "TraceNetError",
+    "UnsupportedOpError",
+    "Window",
+    "WindowError",
+    "border_of",
+    "clip",
+    "hull",
+    "intersect",
+    "shift",
+    "subtract",
+    "subtract_all",
+]

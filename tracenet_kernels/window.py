@@ -16,8 +16,6 @@ from tracenet_kernels.errors import WindowError
 
 def _integer(value: Any, name: str) -> int:
     """``value`` as a Python int; booleans, floats and everything else that is not an integer are refused."""
-    if type(value) is int:
-        return value
     is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
     if not is_bool:
         try:
