@@ -1,0 +1,192 @@
+"""The command line: ``tracenet segment``, ``tracenet trace``, ``tracenet costs``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tracenet_kernels.errors import InputError, TraceNetError
+
+app = typer.Typer(
+    name="tracenet",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="One click on a photo, one instance mask, computing only what the click needs.",
+)
+_out = Console(width=140 if not sys.stdout.isatty() else None, highlight=False)
+
+Levels = Annotated[str, typer.Option(help="Pyramid levels asked at the click, first-last within 3-7.", metavar="A-B")]
+Click = Annotated[str, typer.Option(help="Clicked pixel.", metavar="X,Y")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def parse_click(text: str) -> tuple[float, float]:
+    """``"X,Y"`` -> two numbers. Raises InputError for anything else."""
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--click is {text!r}; write X,Y in pixels, for example --click 320,240") from error
+    return x, y
+
+
+def parse_levels(text: str) -> tuple[int, int]:
+    """``"3-7"`` or ``"4"`` -> first and last level. Raises InputError for anything else."""
+    parts = text.split("-")
+    if len(parts) in (1, 2) and all(part.strip().isdigit() for part in parts):
+        return int(parts[0]), int(parts[-1])
+    raise InputError(f"--levels is {text!r}; write first-last within 3-7, for example --levels 3-5")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``"WxH"`` -> width and height. Raises InputError for anything else."""
+    parts = text.lower().split("x")
+    if len(parts) == 2 and all(part.strip().isdigit() for part in parts):
+        return int(parts[0]), int(parts[1])
+    raise InputError(f"--size is {text!r}; write WIDTHxHEIGHT, for example --size 1024x768")
+
+
+def parse_mask_window(text: str | None) -> str | float | None:
+    """``box``, ``full`` or a radius in photo pixels; None keeps the checkpoint's default."""
+    if text is None or text in ("box", "full"):
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"--mask-window is {text!r}; pass box, full, or a radius in photo pixels") from error
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(help="Photo: JPEG, PNG, WebP, TIFF, ...", show_default=False)],
+    click: Click,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Mask to write: a PNG, 255 on the object, 0 elsewhere.")
+    ],
+    levels: Annotated[
+        str | None, typer.Option(help="Pyramid levels asked, first-last within 3-7 (default: the checkpoint's).")
+    ] = None,
+    mask_window: Annotated[
+        str | None, typer.Option(help="box, full, or a radius in photo pixels (default: the checkpoint's).")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file (default: the bundled one).")] = None,
+    backend: Annotated[str, typer.Option(help="auto or torch.")] = "auto",
+    overlay: Annotated[Path | None, typer.Option(help="Also write the photo with the mask over it.")] = None,
+    windows: Annotated[Path | None, typer.Option(help="Also write the traced windows of each layer.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Segment the thing under a click."""
+    from tracenet.segment import segment_photo
+
+    result = segment_photo(
+        image,
+        parse_click(click),
+        output,
+        levels=None if levels is None else parse_levels(levels),
+        mask_window=parse_mask_window(mask_window),
+        checkpoint=checkpoint,
+        backend=backend,
+        overlay_path=overlay,
+        windows_path=windows,
+    )
+    if as_json:
+        print(json.dumps(result))
+        return
+    _out.print(
+        f"{result['output']}: {result['mask_pixels']} pixels, score {result['score']:.2f}, level P{result['level']}, "
+        f"{result['predict_ms']:.0f} ms, {result['macs'] / 1e9:.1f} of {result['full_macs'] / 1e9:.1f} GMACs"
+    )
+
+
+@app.command()
+def trace(
+    model: Annotated[str, typer.Option(help="Model name.")] = "tracenet_r50_fpn",
+    size: Annotated[str, typer.Option(help="Image size, multiples of 32.", metavar="WxH")] = "1024x768",
+    click: Click = "512,384",
+    levels: Levels = "3-7",
+    mask_cells: Annotated[
+        str, typer.Option(help="Square of N x N P3 cells around the click asked of the mask, or all, or none.")
+    ] = "none",
+    mask_branch: Annotated[str, typer.Option(help="condinst, p3 or none.")] = "condinst",
+    stride_in_1x1: Annotated[bool, typer.Option("--stride-in-1x1", help="MSRA stride placement.")] = False,
+    classes: Annotated[int, typer.Option(help="Classes of the score head.")] = 80,
+    as_json: Json = False,
+) -> None:
+    """Trace one click: the window of every layer and what it costs."""
+    from tracenet.standard import standard_plan, summary
+
+    cells: int | str = int(mask_cells) if mask_cells.isdigit() else mask_cells
+    plan = standard_plan(
+        model,
+        parse_size(size),
+        parse_click(click),
+        parse_levels(levels),
+        cells,
+        mask_branch=mask_branch,
+        stride_in_1x1=stride_in_1x1,
+        num_classes=classes,
+    )
+    if as_json:
+        print(json.dumps(summary(plan)))
+    else:
+        print(plan.table())
+
+
+@app.command()
+def costs(
+    size: Annotated[str, typer.Option(help="Image size, multiples of 32.", metavar="WxH")] = "1024x768",
+    classes: Annotated[int, typer.Option(help="Classes of the score head.")] = 80,
+    stride_in_1x1: Annotated[bool, typer.Option("--stride-in-1x1", help="MSRA stride placement.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Multiply-adds of FullNet and TraceNet beside the paper's table III."""
+    from tracenet.standard import costs_table
+
+    data = costs_table(parse_size(size), num_classes=classes, stride_in_1x1=stride_in_1x1)
+    if as_json:
+        print(json.dumps(data))
+        return
+    _out.print(_costs(f"{size}, {classes} classes, CondInst mask branch, centre click", data["rows"]))
+    near = data["nearest"]
+    _out.print(
+        _costs(f"{near['size'][0]}x{near['size'][1]}, stride in the 1x1, no mask branch, centre click", near["rows"])
+    )
+    _out.print(
+        "The paper states its figures for 1024x768; FullNet's cannot be counted at that size and agree with 800x528. "
+        "GMACs are multiply-adds; the paper prints them as FLOPs."
+    )
+
+
+def _costs(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("network", "levels", "mask cells", "GMACs", "of full", "paper's GFLOPs"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    for row in rows:
+        table.add_row(
+            f"{row['network']}-R-{row['depth']}-FPN",
+            "all" if row["levels"] is None else "-".join(map(str, row["levels"])),
+            str(row["mask_cells"]),
+            f"{row['gmacs']:.2f}",
+            f"{row['share']:.1%}",
+            "" if row["paper_gflops"] is None else f"{row['paper_gflops']:.2f}",
+        )
+    return table
+
+
+def main() -> None:
+    """Entry point: errors made on purpose become one line on standard error and exit code 2."""
+    try:
+        app()
+    except TraceNetError as error:
+        print(f"tracenet: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

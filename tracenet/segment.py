@@ -1,0 +1,78 @@
+"""One photo and one click to files on disk: what ``tracenet segment`` and the demo run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tracenet import pictures
+from tracenet.files import save_picture
+from tracenet.image_io import load_image
+from tracenet.predictor import Predictor
+
+LAYERS = ("image", "backbone.conv1", "C2", "C3", "C4", "C5", "P5", "P4", "P3", "maskfeat")
+"""Layers shown in the picture of windows, from the image to the mask features."""
+
+
+def segment_photo(
+    image: str | Path,
+    click: tuple[float, float],
+    output: str | Path,
+    *,
+    levels: tuple[int, int] | None = None,
+    mask_window: str | float | None = None,
+    checkpoint: str | Path | None = None,
+    backend: str = "auto",
+    overlay_path: str | Path | None = None,
+    windows_path: str | Path | None = None,
+    predictor: Predictor | None = None,
+) -> dict[str, Any]:
+    """Segment the thing under ``click`` (photo pixels) and write its mask as an 8-bit PNG, 255 on the object.
+
+    Returns:
+        plain data: ``output``, ``score``, ``level``, ``box`` (photo pixels), ``mask_pixels``, ``width``, ``height``,
+        ``predict_ms`` (both phases, without capturing the graph), ``capture_ms``, ``macs``, ``full_macs``.
+
+    Raises:
+        ImageError, ClickError, CheckpointError, InputError: each says what came and what is allowed.
+    """
+    photo = load_image(image)
+    if predictor is None:
+        predictor = Predictor.from_pretrained(checkpoint, backend)
+    predictor.set_image(photo)
+    masks, scores, _ = predictor.predict([list(click)], [1], levels=levels, mask_window=mask_window)
+    assert predictor.last_plan is not None and predictor.last_boxes is not None and predictor.last_levels is not None
+    save_picture(Image.fromarray(masks[0].astype(np.uint8) * 255), output)
+    box = [round(float(v), 2) for v in predictor.last_boxes[0]]
+    if overlay_path is not None:
+        save_picture(pictures.overlay(photo, masks[0], [click], box), overlay_path)
+    if windows_path is not None:
+        save_picture(windows_of(predictor, photo, click), windows_path)
+    return {
+        "output": str(output),
+        "score": float(scores[0]),
+        "level": int(predictor.last_levels[0]),
+        "box": box,
+        "mask_pixels": int(masks[0].sum()),
+        "width": photo.width,
+        "height": photo.height,
+        "predict_ms": predictor.timings_ms["predict"],
+        "capture_ms": predictor.timings_ms["capture"],
+        "macs": predictor.last_plan.macs,
+        "full_macs": predictor.last_plan.full_macs,
+    }
+
+
+def windows_of(predictor: Predictor, photo: Image.Image, click: tuple[float, float]) -> Image.Image:
+    """Picture of the windows that the predictor's last click computed, layer by layer."""
+    plan, canvas = predictor.last_plan, predictor.canvas
+    assert plan is not None
+    working = Image.new("RGB", (canvas.padded_width, canvas.padded_height), (124, 117, 104))
+    working.paste(photo.resize((canvas.width, canvas.height), Image.Resampling.BILINEAR))
+    planes = {name: size for part in plan.plans for name, size in pictures.planes_of(part).items()}
+    layers = [layer for layer in LAYERS if layer in plan.windows]
+    at = ((click[0] + 0.5) * canvas.scale_x, (click[1] + 0.5) * canvas.scale_y)
+    return pictures.windows_picture(working, plan.windows, planes, layers, at, columns=5, panel_width=300)
