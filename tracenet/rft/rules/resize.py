@@ -1,13 +1,13 @@
 """Every resize as taps: each output row (column) is a weighted sum of a few input rows (columns).
 
-A resized crop is not a crop of the resized plane, so taps are computed once for the whole axis, in the float32
-arithmetic of the operator, and a window uses its part of them.
+A resized crop is not a crop of the resized plane, so taps are computed once for the whole axis, in the arithmetic of
+the operator (float32, or float64 for such tensors), and a window uses its part of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,16 +15,18 @@ from torch import Tensor
 
 from tracenet.graph.graph import Layout, Node
 from tracenet.rft.rules.registry import Demand, Reader, Rule, image_demand, image_layout, register_rule
+from tracenet_kernels.errors import UnsupportedOpError
 from tracenet_kernels.window import Window
 
-_f = np.float32
+Real = type[Any]
+"""``np.float32`` or ``np.float64``."""
 
 
 class Taps(NamedTuple):
     """``output[i] = sum_t weight[i, t] * input[index[i, t]]`` along one axis of ``length`` input cells.
 
-    ``index [out, T]`` int64; ``weight [out, T]`` float32, or None where T is 1 and the weight is one. Unused taps
-    repeat the first index with weight zero, so they never widen a demand.
+    ``index [out, T]`` int64; ``weight [out, T]``, or None where T is 1 and the weight is one. Unused taps repeat the
+    first index with weight zero, so they never widen a demand.
     """
 
     index: np.ndarray
@@ -37,73 +39,81 @@ class Taps(NamedTuple):
         return (int(rows.min()), int(rows.max()) + 1)
 
     def apply(self, x: Tensor, axis: int, a: int, b: int, origin: int) -> Tensor:
-        """Taps of outputs ``[a, b)`` on a crop that starts at input cell ``origin``."""
+        """Taps of outputs ``[a, b)`` on a crop that starts at input cell ``origin``; half types sum in float32."""
         index = torch.from_numpy(self.index[a:b] - origin).to(x.device)
         if self.weight is None:
             return x.index_select(axis, index[:, 0])
-        weight = torch.from_numpy(self.weight[a:b]).to(x)
+        weight = torch.from_numpy(self.weight[a:b]).to(x.device)
         shape = [1] * x.ndim
         shape[axis] = b - a
         total = x.index_select(axis, index[:, 0]) * weight[:, 0].view(shape)
         for t in range(1, index.shape[1]):
             total = total + x.index_select(axis, index[:, t]) * weight[:, t].view(shape)
-        return total
+        return total.to(x.dtype)
 
 
-def _ratio(length: int, out: int, scale: float | None) -> np.float32:
+def _ratio(length: int, out: int, scale: float | None, real: Real) -> np.floating:
     """Input cells per output cell: 1 / scale_factor where one was given, else in / out."""
-    return _f(1.0 / scale) if scale is not None and scale > 0 else _f(length) / _f(out)
+    return real(1.0 / scale) if scale is not None and scale > 0 else real(length) / real(out)
 
 
-def _corner_ratio(length: int, out: int, scale: float | None, align_corners: bool) -> np.float32:
+def _corner_ratio(length: int, out: int, scale: float | None, align_corners: bool, real: Real) -> np.floating:
     if align_corners:
-        return _f(length - 1) / _f(out - 1) if out > 1 else _f(0)
-    return _ratio(length, out, scale)
+        return real(length - 1) / real(out - 1) if out > 1 else real(0)
+    return _ratio(length, out, scale, real)
 
 
-def nearest_taps(length: int, out: int, scale: float | None) -> Taps:
-    """``floor(i * r)``, with the operator's shortcuts for factors one and two."""
+def _copies(index: np.ndarray, length: int) -> Taps:
+    return Taps(np.minimum(index.astype(np.int64), length - 1)[:, None], None)
+
+
+def nearest_taps(length: int, out: int, scale: float | None, small: bool = True, real: Real = np.float32) -> Taps:
+    """``floor(i * r)``.
+
+    Where a scale factor does not divide evenly, the operator's answer depends on the kernel it picks: for ``small``
+    outputs it works in float32 and takes the factors one and two from the sizes.
+    """
     i = np.arange(out)
+    if small and out in (length, 2 * length):
+        return _copies(i * length // out, length)
+    real = np.float32 if small else real
+    return _copies(np.floor((i.astype(real) * _ratio(length, out, scale, real)).astype(np.float32)), length)
+
+
+def nearest_exact_taps(length: int, out: int, scale: float | None, small: bool = True, real: Real = np.float32) -> Taps:
+    """``floor((i + 0.5) * r)``; kernels for other than ``small`` outputs compute ``((i + 0.5) * r - 0.5) + 0.5``."""
+    i = np.arange(out) + 0.5
+    if small:
+        return _copies(np.floor(i.astype(np.float32) * _ratio(length, out, scale, np.float32)), length)
+    source = (i * np.float64(_ratio(length, out, scale, real)) - 0.5).astype(real)  # one rounding: a fused multiply-add
+    return _copies(np.floor((source + real(0.5)).astype(np.float32)), length)
+
+
+def _source(length: int, out: int, scale: float | None, align_corners: bool, real: Real) -> np.ndarray:
+    ratio = _corner_ratio(length, out, scale, align_corners, real)
+    i = np.arange(out, dtype=real)
+    return i * ratio if align_corners else (i + real(0.5)) * ratio - real(0.5)
+
+
+def linear_taps(length: int, out: int, scale: float | None, align_corners: bool, real: Real = np.float32) -> Taps:
+    """Two neighbours, the edge replicated; both are demanded even where one weighs nothing, but not if sizes agree."""
     if out == length:
-        index = i
-    elif out == 2 * length:
-        index = i // 2
-    else:
-        index = np.floor(i.astype(_f) * _ratio(length, out, scale)).astype(np.int64)
-    return Taps(np.minimum(index, length - 1)[:, None], None)
-
-
-def nearest_exact_taps(length: int, out: int, scale: float | None) -> Taps:
-    """``floor((i + 0.5) * r)``."""
-    index = np.floor((np.arange(out, dtype=_f) + _f(0.5)) * _ratio(length, out, scale)).astype(np.int64)
-    return Taps(np.minimum(index, length - 1)[:, None], None)
-
-
-def _source(length: int, out: int, scale: float | None, align_corners: bool) -> np.ndarray:
-    ratio = _corner_ratio(length, out, scale, align_corners)
-    i = np.arange(out, dtype=_f)
-    return i * ratio if align_corners else (i + _f(0.5)) * ratio - _f(0.5)
-
-
-def linear_taps(length: int, out: int, scale: float | None, align_corners: bool) -> Taps:
-    """Two neighbours, the edge replicated; both are demanded even where one weighs nothing."""
-    source = np.maximum(_source(length, out, scale, align_corners), _f(0))
-    if out == length:
-        source = np.arange(out, dtype=_f)
+        return _copies(np.arange(out), length)
+    source = np.maximum(_source(length, out, scale, align_corners, real), real(0))
     low = np.minimum(np.floor(source).astype(np.int64), length - 1)
-    fraction = np.clip(source - low.astype(_f), 0, 1)
+    fraction = np.clip(source - low.astype(real), 0, 1)
     index = np.stack([low, np.minimum(low + 1, length - 1)], axis=1)
-    return Taps(index, np.stack([1 - fraction, fraction], axis=1).astype(_f))
+    return Taps(index, np.stack([1 - fraction, fraction], axis=1).astype(real))
 
 
-def cubic_taps(length: int, out: int, scale: float | None, align_corners: bool) -> Taps:
+def cubic_taps(length: int, out: int, scale: float | None, align_corners: bool, real: Real = np.float32) -> Taps:
     """Four neighbours with Keys' kernel, A = -0.75, edges replicated."""
-    source = _source(length, out, scale, align_corners)
+    source = _source(length, out, scale, align_corners, real)
     low = np.floor(source)
-    t = (source - low).astype(_f)
+    t = (source - low).astype(real)
     weight = np.stack([_keys(t + 1, -0.75), _keys(t, -0.75), _keys(1 - t, -0.75), _keys(2 - t, -0.75)], axis=1)
     index = low.astype(np.int64)[:, None] + np.arange(-1, 3)
-    return Taps(np.clip(index, 0, length - 1), weight.astype(_f))
+    return Taps(np.clip(index, 0, length - 1), weight.astype(real))
 
 
 def _keys(x: np.ndarray, a: float) -> np.ndarray:
@@ -113,9 +123,16 @@ def _keys(x: np.ndarray, a: float) -> np.ndarray:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def antialias_taps(length: int, out: int, scale: float | None, align_corners: bool, cubic: bool) -> Taps:
-    """Triangle or Keys (A = -0.5) filter whose support grows with the shrink factor, normalised per output."""
-    ratio = float(_corner_ratio(length, out, scale, align_corners))
+def antialias_taps(
+    length: int, out: int, scale: float | None, align_corners: bool, cubic: bool, real: Real = np.float32
+) -> Taps:
+    """Triangle or Keys (A = -0.5) filter whose support grows with the shrink factor, normalised per output.
+
+    An axis whose sizes agree is copied, whatever the scale factor.
+    """
+    if out == length:
+        return _copies(np.arange(out), length)
+    ratio = float(_corner_ratio(length, out, scale, align_corners, real))
     reach = (2.0 if cubic else 1.0) * max(ratio, 1.0)
     inverse = 1.0 / ratio if ratio >= 1.0 else 1.0
     center = ratio * (np.arange(out) + 0.5)
@@ -128,16 +145,16 @@ def antialias_taps(length: int, out: int, scale: float | None, align_corners: bo
     weight = _keys(x, -0.5) if cubic else np.maximum(1.0 - np.abs(x), 0.0)
     weight = np.where(used, weight, 0.0)
     weight = weight / weight.sum(axis=1, keepdims=True)
-    return Taps(np.where(used, index, start[:, None]), weight.astype(_f))
+    return Taps(np.where(used, index, start[:, None]), weight.astype(real))
 
 
-def aligned_taps(length: int, factor: int) -> Taps:
-    """AdelaiDet's aligned bilinear: ``t = clamp((i - f // 2) / f, 0, n - 1)``; a weight of exactly 0 demands nothing."""
+def aligned_taps(length: int, factor: int, real: Real = np.float32) -> Taps:
+    """AdelaiDet's aligned bilinear: ``t = clamp((i - f // 2) / f, 0, n - 1)``; weight 0 demands nothing."""
     source = np.clip((np.arange(factor * length) - factor // 2) / factor, 0, length - 1)
     low = np.floor(source).astype(np.int64)
-    fraction = (source - low).astype(_f)
+    fraction = source - low
     index = np.stack([low, low + (fraction > 0)], axis=1)
-    return Taps(index, np.stack([1 - fraction, fraction], axis=1))
+    return Taps(index, np.stack([1 - fraction, fraction], axis=1).astype(real))
 
 
 class TapsRule(Rule):
@@ -185,18 +202,24 @@ class Interpolate(TapsRule):
     """``torch.nn.functional.interpolate`` in all of its two-dimensional modes but area (an adaptive pooling)."""
 
     def axis_taps(self, node: Node, axis: int) -> Taps:
-        length, out = node.args[0].shape[axis - 2], node.shape[axis - 2]
+        length, out, real = node.args[0].shape[axis - 2], node.shape[axis - 2], real_type(node)
         nearest = "nearest" in node.op
         scale = _scale_factor(node, axis, nearest)
-        if node.op == "aten.upsample_nearest2d":
-            return nearest_taps(length, out, scale)
         if nearest:
-            return nearest_exact_taps(length, out, scale)
+            copies = nearest_taps if node.op == "aten.upsample_nearest2d" else nearest_exact_taps
+            return copies(length, out, scale, small=sum(node.shape[-2:]) <= 128, real=real)
+        if not node.dtype.is_floating_point:
+            raise UnsupportedOpError(f"node {node.name!r} interpolates {node.dtype}; convert to a floating type before")
         align_corners = bool(node.arg(2, "align_corners"))
         if node.op.endswith("_aa"):
-            return antialias_taps(length, out, scale, align_corners, cubic="bicubic" in node.op)
+            return antialias_taps(length, out, scale, align_corners, cubic="bicubic" in node.op, real=real)
         taps = cubic_taps if "bicubic" in node.op else linear_taps
-        return taps(length, out, scale, align_corners)
+        return taps(length, out, scale, align_corners, real)
+
+
+def real_type(node: Node) -> Real:
+    """The type in which an operator computes coordinates and weights."""
+    return np.float64 if node.dtype == torch.float64 else np.float32
 
 
 def _scale_factor(node: Node, axis: int, nearest: bool) -> float | None:
@@ -215,4 +238,4 @@ class AlignedBilinear(TapsRule):
     """:func:`tracenet_kernels.ops.aligned_bilinear`."""
 
     def axis_taps(self, node: Node, axis: int) -> Taps:
-        return aligned_taps(node.args[0].shape[axis - 2], int(node.args[1]))
+        return aligned_taps(node.args[0].shape[axis - 2], int(node.args[1]), real_type(node))
