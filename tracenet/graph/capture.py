@@ -33,7 +33,7 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> Graph
         InputError: the model is in training mode, or the example inputs are not tensors.
         CaptureError: the export failed, control flow depends on data, or the model changes its own buffers.
     """
-    args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     _check(model, args)
     exported = _export(model, args)
     return _Converter(exported, args).convert()
@@ -48,6 +48,8 @@ def _check(model: nn.Module, args: tuple[Any, ...]) -> None:
             f"{len(training)} modules are in training mode (first: {training[0]}); call model.eval() before tracing, "
             "batch statistics and dropout depend on the whole batch"
         )
+    if not args:
+        raise InputError("trace got no example inputs; pass at least one tensor")
     for position, arg in enumerate(args):
         if not isinstance(arg, Tensor):
             raise InputError(f"example input {position} is a {type(arg).__name__}; pass tensors")
@@ -104,16 +106,21 @@ class _Converter:
                 raise CaptureError(f"node {fx_node.name} is a {fx_node.op}, which a traced graph cannot hold")
         graph = Graph(self.nodes, inputs, self._outputs())
         graph.keep_reachable()
-        _fold_constants(graph)
+        _fold_constants(graph, self.args[0].device)
         _name_nodes(graph)
         return graph
 
     def _refuse_mutation(self) -> None:
         for spec in self.exported.graph_signature.output_specs:
-            if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+            if spec.kind == OutputKind.BUFFER_MUTATION:
                 raise CaptureError(
-                    f"the model writes to {spec.target!r} while it runs; a traced run would lose that state. "
-                    "Make the forward pass free of side effects"
+                    f"the model writes to its buffer {spec.target!r} while it runs; a traced run would lose that "
+                    "state. Make the forward pass free of side effects"
+                )
+            if spec.kind == OutputKind.USER_INPUT_MUTATION:
+                raise CaptureError(
+                    f"the model overwrites its input {spec.target!r}; a traced run leaves inputs as they are. Clone it "
+                    "first, or use an out-of-place operation (inplace=False)"
                 )
 
     def _placeholders(self) -> list[Node]:
@@ -163,16 +170,18 @@ class _Converter:
         assert isinstance(source, fx.Node) and isinstance(item, int)
         value = fx_node.meta["val"]
         op = op_name(source.target)
-        if op in ("aten.split", "aten.split_with_sizes", "aten.chunk"):
-            dim = int(source.args[2] if len(source.args) > 2 else source.kwargs.get("dim", 0))  # type: ignore[arg-type]
+        if op in _SPLITS:
+            dim: Any = source.args[2] if len(source.args) > 2 else source.kwargs.get("dim", 0)
+            if op in ("aten.hsplit", "aten.vsplit"):
+                dim = min(value.ndim - 1, 1) if op == "aten.hsplit" else 0
             sizes = [part.shape[dim] for part in source.meta["val"]]
             start = sum(sizes[:item])
             args = (self._translate(source.args[0]), dim, start, start + sizes[item], 1)
             self._append(fx_node, source, _aten.slice.Tensor, args, {}, value, None)
         elif op == "aten.unbind":
             dim = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", 0)
-            args = (self._translate(source.args[0]), dim, item)
-            self._append(fx_node, source, _aten.select.int, args, {}, value, None)
+            index = (self._translate(source.args[0]), dim, item)
+            self._append(fx_node, source, _aten.select.int, index, {}, value, None)
         else:
             self._add(fx_node, source, value, item)
 
@@ -248,21 +257,50 @@ def run_node(node: Node, args: Any, kwargs: Any) -> Tensor:
     return result if node.item is None else result[node.item]
 
 
-_RANDOM = {"aten.rand", "aten.randn", "aten.randint", "aten.bernoulli", "aten.rand_like", "aten.randn_like"}
+_SHAPE_ONLY = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+"""Operators that read the shape, dtype and device of their operand and no value."""
 
 
-def _fold_constants(graph: Graph) -> None:
-    """Replace every node that depends on constants only by its value."""
+_SPLITS = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.hsplit", "aten.vsplit")
+
+
+def _draws_random_numbers(node: Node) -> bool:
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    if "dropout" in node.op:
+        return bool(node.arg(2, "train", True)) and node.args[1] != 0
+    if node.op == "aten.scaled_dot_product_attention":
+        return bool(node.arg(4, "dropout_p", 0.0))
+    return not (node.op.startswith("aten.rrelu") and not node.arg(3, "training", False))
+
+
+def _one_value(node: Node, device: torch.device) -> Tensor:
+    """What a shape-only operator yields: one value, expanded."""
+    pattern = node.args[0]
+    value = torch.zeros((), dtype=pattern.dtype, device=device).expand(pattern.shape)
+    result = run_node(node, (value, *node.args[1:]), node.kwargs)
+    return result.flatten()[:1].clone().view([1] * node.ndim).expand(node.shape)
+
+
+def _fold_constants(graph: Graph, device: torch.device) -> None:
+    """Replace every node that depends on no input value by its own value."""
     for node in graph.nodes:
         if node.op in (INPUT, CONSTANT):
             continue
-        if node.op in _RANDOM:
-            raise CaptureError(f"node of {node.module.rstrip('!') or 'the model'} draws random numbers ({node.op})")
-        if all(operand.is_constant for operand in node.operands):
+        if _draws_random_numbers(node):
+            raise CaptureError(
+                f"{node.module.rstrip('!') or 'the model'} draws random numbers ({node.op}); a traced run cannot "
+                "repeat them. Pass them in as an input, or switch the layer off"
+            )
+        if node.op.removeprefix("aten.") in _SHAPE_ONLY and 0 not in node.shape:
+            node.value = _one_value(node, device)
+        elif all(operand.is_constant for operand in node.operands):
             with torch.no_grad():
                 args, kwargs = map_nodes((node.args, node.kwargs), lambda n: n.value)
                 node.value = run_node(node, args, kwargs)
-            node.op, node.target, node.args, node.kwargs, node.item = CONSTANT, None, (), {}, None
+        else:
+            continue
+        node.op, node.target, node.args, node.kwargs, node.item = CONSTANT, None, (), {}, None
     graph.keep_reachable()
 
 
