@@ -42,7 +42,7 @@ def plan_table(plan: Plan, full: bool) -> str:
     ]
     share = plan.macs / plan.full_macs if plan.full_macs else 0.0
     lines.append(
-        f"{plan.macs / 1e9:.3f} of {plan.full_macs / 1e9:.3f} GMACs ({share:.1%}), {plan.bytes / 2**20:.1f} MiB of windows, "
-        f"{len(plan.barriers)} barriers, planned in {plan.planning_ms:.1f} ms"
+        f"{plan.macs / 1e9:.3f} of {plan.full_macs / 1e9:.3f} GMACs ({share:.1%}), "
+        f"{plan.bytes / 2**20:.1f} MiB of windows, {len(plan.barriers)} barriers, planned in {plan.planning_ms:.1f} ms"
     )
     return "\n".join(line.rstrip() for line in lines)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from tracenet.graph.graph import Layout, Node
-from tracenet.rft.rules.pointwise import crop_output
+from tracenet.rft.rules.pointwise import FirstOperand, crop_output
 from tracenet.rft.rules.registry import Demand, Reader, Rule, call, register_rule, whole
 from tracenet_kernels.window import Window
 
@@ -36,11 +36,31 @@ class Barrier(Rule):
         return self.reason if planes else None
 
 
-@register_rule("aten.group_norm", "aten.native_group_norm", "aten.instance_norm")
+@register_rule("aten.group_norm", "aten.native_group_norm")
 class Normalisation(Barrier):
     """GroupNorm and InstanceNorm take their statistics from the whole plane."""
 
     reason = "takes statistics from the whole plane"
+
+
+@register_rule("aten.instance_norm")
+class InstanceNorm(Normalisation):
+    """A barrier, unless it was given running statistics: then the same window."""
+
+    def _stored(self, node: Node) -> bool:
+        return not node.args[5]
+
+    def demands(self, node: Node, window: Window) -> Iterable[Demand]:
+        return _FIRST.demands(node, window) if self._stored(node) else super().demands(node, window)
+
+    def run(self, node: Node, window: Window, read: Reader) -> Tensor:
+        return _FIRST.run(node, window, read) if self._stored(node) else super().run(node, window, read)
+
+    def barrier(self, node: Node) -> str | None:
+        return None if self._stored(node) else super().barrier(node)
+
+
+_FIRST = FirstOperand()
 
 
 @register_rule("aten.matmul", "aten.bmm", "aten.mm", "aten.baddbmm", "aten.addmm", "aten.einsum", "aten.mv", "aten.dot")
@@ -65,7 +85,7 @@ class Attention(Barrier):
     *(
         f"aten.{name}"
         for name in """
-        fft_fft2 fft_rfft2 fft_ifft2 fft_irfft2 _fft_r2c _fft_c2c _fft_c2r topk kthvalue median gather scatter index
+        fft_fft2 fft_rfft2 fft_ifft2 fft_irfft2 _fft_r2c _fft_c2c _fft_c2r topk kthvalue median gather scatter
         index_add index_put scatter_add unfold im2col col2im grid_sampler grid_sampler_2d argsort take_along_dim
         as_strided
         """.split()

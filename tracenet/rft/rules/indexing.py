@@ -46,7 +46,10 @@ class IndexMap(Rule):
         if source is None:
             return None
         if source.merged:
-            raise UnsupportedOpError(f"node {node.name!r} ({node.op}) indexes flattened rows and columns")
+            length = node.args[0].shape[source.y]
+            if not np.array_equal(self.index(node, source.y, length), np.arange(length)):
+                raise UnsupportedOpError(f"node {node.name!r} ({node.op}) indexes flattened rows and columns")
+            return source
         return Layout(source.y, source.x, node.shape[source.y], node.shape[source.x])
 
     def _maps(self, node: Node) -> tuple[np.ndarray, np.ndarray]:
@@ -58,9 +61,12 @@ class IndexMap(Rule):
         return maps
 
     def _demand(self, node: Node, window: Window) -> Demand:
+        source = node.args[0].layout
+        if source.merged:
+            return Demand(node.args[0], window, source.axes)
         rows, cols = self._maps(node)
         y, x = index_demand(rows, window.y0, window.y1), index_demand(cols, window.x0, window.x1)
-        return Demand(node.args[0], Window(*y, *x), node.args[0].layout.axes)
+        return Demand(node.args[0], Window(*y, *x), source.axes)
 
     def demands(self, node: Node, window: Window) -> Iterable[Demand]:
         if node.layout is None:
@@ -72,6 +78,8 @@ class IndexMap(Rule):
             return call(node, {}, read)
         demand = self._demand(node, window)
         x = self.others(node, read(demand), (node.layout.y, node.layout.x))
+        if node.layout.merged:
+            return x
         rows, cols = self._maps(node)
         source = demand.window
         x = _take(x, node.layout.y, rows[window.y0 : window.y1], source.y0, self.fill(node))
@@ -131,11 +139,10 @@ class Pad(IndexMap):
     def index(self, node: Node, axis: int, length: int) -> np.ndarray:
         before, after = self._amounts(node).get(axis, (0, 0))
         mode = self._mode(node)
-        if mode != "constant" and (before < 0 or after < 0):
+        if mode == "circular":  # wraps around what negative amounts leave; the other modes look past it
             kept = np.arange(max(-before, 0), length - max(-after, 0))
             return kept[_pad_index(mode, max(before, 0), max(after, 0), len(kept))]
-        full = _pad_index(mode, max(before, 0), max(after, 0), length)
-        return full[max(-before, 0) : len(full) - max(-after, 0)]
+        return _pad_index(mode, before, after, length)
 
     def others(self, node: Node, x: Tensor, axes: tuple[int, int]) -> Tensor:
         amounts = {axis: pads for axis, pads in self._amounts(node).items() if axis not in axes and pads != (0, 0)}
@@ -251,6 +258,27 @@ class IndexSelect(IndexMap):
         return x if axis in axes else x.index_select(axis, torch.from_numpy(index).to(x.device))
 
 
+@register_rule("aten.index")
+class Index(IndexSelect):
+    """``x[:, [2, 1, 0]]``: one constant index along one axis; every other form of indexing is a barrier."""
+
+    def _constant(self, node: Node) -> bool:
+        given = [index for index in node.args[1] if index is not None]
+        return len(given) == 1 and given[0].is_constant and given[0].ndim == 1 and given[0].dtype == torch.int64
+
+    def _parts(self, node: Node) -> tuple[int, np.ndarray]:
+        axis = next(axis for axis, index in enumerate(node.args[1]) if index is not None)
+        index = node.args[1][axis].value.cpu().numpy()
+        return axis, np.where(index < 0, index + node.args[0].shape[axis], index)
+
+    def layout(self, node: Node) -> Layout | None:
+        return super().layout(node) if self._constant(node) else None
+
+    def barrier(self, node: Node) -> str | None:
+        planes = [operand for operand in node.operands if operand.layout is not None]
+        return "gathers cells" if node.layout is None and planes else None
+
+
 @register_rule("aten.select")
 class Select(Rule):
     """``x[..., i, ...]`` removes one axis: free for channels; for rows or columns the whole plane is read."""
@@ -319,7 +347,7 @@ class Concatenate(Rule):
                     else Window(window.y0, window.y1, start, stop)
                 )
                 offset += size
-            parts.append(Demand(operand, part, (y, x)))
+            parts.append(Demand(operand, part, (y, x), node.plane))
         return parts
 
     def demands(self, node: Node, window: Window) -> Iterable[Demand]:
@@ -345,7 +373,7 @@ class Stack(Rule):
         source = next((operand.layout for operand in node.operands if operand.layout is not None), None)
         if source is None:
             return [whole(operand) for operand in node.operands]
-        return [Demand(operand, window, source.axes) for operand in node.operands]
+        return [Demand(operand, window, source.axes, node.plane) for operand in node.operands]
 
     def demands(self, node: Node, window: Window) -> Iterable[Demand]:
         return [demand for demand in self._parts(node, window) if not demand.producer.is_constant]
@@ -381,3 +409,81 @@ class PixelShuffle(Rule):
         r, source = int(node.args[1]), demand.window
         out = out.narrow(-2, window.y0 - source.y0 * r, window.height)
         return out.narrow(-1, window.x0 - source.x0 * r, window.width)
+
+
+@register_rule("aten.slice_scatter", "aten.select_scatter")
+class Scatter(Rule):
+    """``x[..., start:stop:step] = src`` (``x[..., i] = src``), out of place."""
+
+    def _axis(self, node: Node) -> int:
+        return int(node.arg(2, "dim", 0)) % node.ndim
+
+    def _index(self, node: Node) -> np.ndarray:
+        """For every output cell along the axis the cell of ``src`` it holds, or FILL where it holds ``x``'s own."""
+        index = np.full(node.shape[self._axis(node)], FILL)
+        if node.op == "aten.select_scatter":
+            index[int(node.args[3])] = 0
+        else:
+            part = slice(node.arg(3, "start"), node.arg(4, "end"), node.arg(5, "step", 1))
+            index[part] = np.arange(len(index[part]))
+        return index
+
+    def layout(self, node: Node) -> Layout | None:
+        x, src = node.args[:2]
+        if x.layout is None and src.layout is not None:
+            y, column = (self._source_axis(node, axis) for axis in src.layout.axes)
+            if src.layout.merged:
+                return None
+            return Layout(y, column, node.shape[y], node.shape[column])
+        return None if x.layout is None or (x.layout.merged and self._axis(node) == x.layout.y) else x.layout
+
+    def _source_axis(self, node: Node, axis: int) -> int:
+        """The output axis of an axis of ``src``."""
+        return axis + (node.op == "aten.select_scatter" and axis >= self._axis(node))
+
+    def barrier(self, node: Node) -> str | None:
+        planes = [operand for operand in node.operands if operand.layout is not None]
+        return "writes into flattened rows and columns" if node.layout is None and planes else None
+
+    def _demands(self, node: Node, window: Window) -> tuple[Demand, Demand]:
+        x, src = node.args[:2]
+        if node.layout is None:
+            return whole(x), whole(src)
+        axis, select = self._axis(node), node.op == "aten.select_scatter"
+        axes: list[int | None] = []
+        ranges: list[int] = []
+        for own, a, b in (
+            (node.layout.y, window.y0, window.y1),
+            (node.layout.x, window.x0, window.x1),
+        ):
+            written = index_demand(self._index(node), a, b) if own == axis else (a, b)
+            axes.append(None if select and own == axis else own - (select and own > axis))
+            ranges += written
+        plane = node.plane
+        return (
+            Demand(x, window, node.layout.axes, plane),
+            Demand(src, Window(*ranges), (axes[0], axes[1]), plane),
+        )
+
+    def demands(self, node: Node, window: Window) -> Iterable[Demand]:
+        return [demand for demand in self._demands(node, window) if not demand.producer.is_constant]
+
+    def run(self, node: Node, window: Window, read: Reader) -> Tensor:
+        if node.layout is None:
+            return call(node, {}, read)
+        (into, of), axis = self._demands(node, window), self._axis(node)
+        base = read(into)
+        if axis not in node.layout.axes:
+            return call(node, {0: base, 1: read(of)}, read)
+        rows = axis == node.layout.y
+        a, b = (window.y0, window.y1) if rows else (window.x0, window.x1)
+        index = self._index(node)[a:b]
+        written = np.flatnonzero(index != FILL)
+        if not written.size:
+            return base
+        src = read(of)
+        if node.op == "aten.select_scatter":
+            src = src.unsqueeze(axis)
+        origin = of.window.y0 if rows else of.window.x0
+        local = torch.from_numpy(index[written] - origin).to(base.device)
+        return base.index_copy(axis, torch.from_numpy(written).to(base.device), src.index_select(axis, local))

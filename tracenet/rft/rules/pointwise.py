@@ -52,7 +52,7 @@ class Pointwise(Rule):
         if layout.merged:
             axis = layout.y - shift
             single = axis < 0 or operand.shape[axis] == 1
-            return whole(operand) if single else Demand(operand, window, (axis, axis))
+            return whole(operand) if single else Demand(operand, window, (axis, axis), node.plane)
         axes: list[int | None] = []
         ranges: list[int] = []
         for axis, full, a, b in (
@@ -83,14 +83,14 @@ register_rule(
     *(
         f"aten.{name}"
         for name in """
-        abs acos add addcdiv addcmul alias asin atan atan2 bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu
-        clamp clamp_max clamp_min clone contiguous copysign cos cosh detach div dropout elu eq erf exp exp2 expm1 fill
-        feature_dropout alpha_dropout floor floor_divide fmod frac ge gelu gt hardshrink hardsigmoid hardswish hardtanh isfinite isinf
-        isnan le leaky_relu lerp lift_fresh_copy log log10 log1p log2 log_sigmoid logical_and logical_not logical_or
-        logical_xor logit lt masked_fill maximum minimum mish mul ne neg nan_to_num pow reciprocal relu relu6
-        remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinh softplus softshrink softsign sqrt square sub
-        tan tanh threshold to _to_copy true_divide trunc type_as where xlogy zeros_like ones_like full_like
-        lift_fresh
+        abs acos add addcdiv addcmul alias alpha_dropout asin atan atan2 bitwise_and bitwise_not bitwise_or
+        bitwise_xor ceil celu clamp clamp_max clamp_min clone contiguous copy copysign cos cosh detach div dropout elu
+        eq erf exp exp2 expm1 feature_dropout fill floor floor_divide fmod frac full_like ge gelu gt hardshrink
+        hardsigmoid hardswish hardtanh isfinite isinf isnan le leaky_relu lerp lift_fresh lift_fresh_copy log log10
+        log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum
+        mish mul nan_to_num ne neg ones_like pow reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sgn
+        sigmoid sign silu sin sinh softplus softshrink softsign sqrt square sub tan tanh threshold to _to_copy
+        true_divide trunc type_as where xlogy zeros_like
         """.split()
     )
 )(Pointwise())
@@ -213,8 +213,9 @@ class Linear(Mixing):
         return cells // full * area * math.prod(node.args[1].shape)
 
 
-@register_rule("aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.max", "aten.min", "aten.argmax", "aten.argmin",
-               "aten.var", "aten.std", "aten.norm", "aten.linalg_vector_norm", "aten.prod", "aten.logsumexp", "aten.all", "aten.any")  # fmt: skip
+@register_rule("aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.argmax", "aten.argmin", "aten.var", "aten.std",
+               "aten.var_mean", "aten.std_mean", "aten.norm", "aten.linalg_vector_norm", "aten.prod", "aten.logsumexp",
+               "aten.all", "aten.any")  # fmt: skip
 class Reduce(Rule):
     """Reductions over any axes: free over channels, a barrier on the plane axes they run over."""
 
@@ -261,3 +262,26 @@ class Reduce(Rule):
         if node.layout is None or node.args[0].layout is None:
             return call(node, {}, read)
         return call(node, {0: read(self._demand(node, window))}, read)
+
+
+@register_rule("aten.max", "aten.min")
+class Extremum(Rule):
+    """A reduction, or the element-wise maximum (minimum) of two tensors."""
+
+    def _rule(self, node: Node) -> Rule:
+        return _POINTWISE if isinstance(node.arg(1, "other"), Node) else _REDUCE
+
+    def layout(self, node: Node) -> Layout | None:
+        return self._rule(node).layout(node)
+
+    def barrier(self, node: Node) -> str | None:
+        return self._rule(node).barrier(node)
+
+    def demands(self, node: Node, window: Window) -> Iterable[Demand]:
+        return self._rule(node).demands(node, window)
+
+    def run(self, node: Node, window: Window, read: Reader) -> Tensor:
+        return self._rule(node).run(node, window, read)
+
+
+_POINTWISE, _REDUCE = Pointwise(), Reduce()

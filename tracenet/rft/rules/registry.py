@@ -19,13 +19,23 @@ from tracenet_kernels.window import Window
 class Demand(NamedTuple):
     """A window one consumer needs of its producer, possibly reaching past the plane.
 
-    ``axes`` are the producer's tensor axes on which the consumer counts rows and columns. Where they are not the
-    producer's own layout (say, a convolution over a transposed tensor), the tracer demands the whole plane.
+    ``axes`` are the producer's tensor axes on which the consumer counts rows and columns; if both are one flattened
+    axis, ``plane`` says how many of each it holds. Where they are not the producer's own layout (say, a convolution
+    over a transposed tensor), the tracer demands the whole plane.
     """
 
     producer: Node
     window: Window
     axes: tuple[int | None, int | None]
+    plane: tuple[int, int] | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether consumer and producer count rows and columns alike, so that a window is enough."""
+        layout = self.producer.layout
+        if layout is None or self.axes != layout.axes:
+            return False
+        return not layout.merged or self.plane in (None, self.producer.plane)
 
 
 class Reader(Protocol):

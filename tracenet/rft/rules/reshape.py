@@ -34,6 +34,10 @@ class Relabel(Rule):
             return None  # a squeezed row or column of a one-cell axis
         return source.moved(moved.index(source.y), moved.index(source.x))
 
+    def barrier(self, node: Node) -> str | None:
+        x = node.args[0]
+        return "drops rows or columns" if node.layout is None and x.full_window.area > 1 else None
+
     def demands(self, node: Node, window: Window) -> Iterable[Demand]:
         x = node.args[0]
         yield whole(x) if node.layout is None or x.layout is None else Demand(x, window, x.layout.axes)
@@ -45,7 +49,8 @@ class Relabel(Rule):
         return call(node, {0: read(Demand(x, window, x.layout.axes))}, read)
 
 
-@register_rule("aten.permute", "aten.transpose", "aten.t", "aten.movedim", "aten.swapaxes")
+@register_rule("aten.permute", "aten.transpose", "aten.t", "aten.mT", "aten.movedim", "aten.moveaxis", "aten.swapaxes",
+               "aten.swapdims")  # fmt: skip
 class Permute(Relabel):
     """Permutations of axes."""
 
@@ -56,12 +61,12 @@ class Permute(Relabel):
         order: list[int | None] = list(range(n))
         if node.op == "aten.t":
             return order[::-1]
-        if node.op == "aten.movedim":
+        if node.op in ("aten.movedim", "aten.moveaxis"):
             source, target = ([v] if isinstance(v, int) else list(v) for v in node.args[1:3])
             rest = [axis for axis in range(n) if axis not in {s % n for s in source}]
             placed: dict[int, int] = {t % n: s % n for s, t in zip(source, target, strict=True)}
             return [placed[axis] if axis in placed else rest.pop(0) for axis in range(n)]
-        a, b = int(node.args[1]) % n, int(node.args[2]) % n
+        a, b = (n - 2, n - 1) if node.op == "aten.mT" else (int(node.args[1]) % n, int(node.args[2]) % n)
         order[a], order[b] = order[b], order[a]
         return order
 
@@ -98,7 +103,7 @@ class Squeeze(Relabel):
 
 @register_rule("aten.expand", "aten.broadcast_to", "aten.expand_as")
 class Expand(Pointwise):
-    """Broadcast to a larger shape; a broadcast row or column is read whole."""
+    """Broadcast to a larger shape; a broadcast row or column is read whole, and of a pattern only the shape counts."""
 
     def layout(self, node: Node) -> Layout | None:
         source = node.args[0].layout
@@ -110,9 +115,14 @@ class Expand(Pointwise):
         y, x = source.y + shift, source.x + shift
         return Layout(y, x, node.shape[y], node.shape[x])
 
+    def demands(self, node: Node, window: Window) -> Iterable[Demand]:
+        x = node.args[0]
+        if not x.is_constant:
+            yield whole(x) if node.layout is None else self._operand(node, x, window)
+
     def run(self, node: Node, window: Window, read: Reader) -> Tensor:
         if node.layout is None:
-            return call(node, {}, read)
+            return read.whole(node.args[0]).expand(node.shape)
         shape = list(node.shape)
         if node.layout.merged:
             shape[node.layout.y] = window.area
