@@ -19,7 +19,7 @@ from tracenet.rft.rules.pointwise import crop_output
 from tracenet.rft.rules.registry import Demand, find_rule
 from tracenet.rft.trace import NodePlan, Plan, resolve_output
 from tracenet_kernels.errors import ExecutionError, TraceNetError
-from tracenet_kernels.window import Window
+from tracenet_kernels.window import Window, subtract_all
 
 
 @dataclass(slots=True)
@@ -52,9 +52,9 @@ class _Values:
         return tensor
 
     def __call__(self, demand: Demand, fill: float | None = None) -> Tensor:
-        producer, window, axes = demand
+        producer, window, axes, _ = demand
         layout = producer.layout
-        if layout is not None and layout.axes == axes and producer.value is None:
+        if layout is not None and demand.fits and producer.value is None:
             plane, held = producer.plane, self.tensors.get(producer)
             clipped = window.clip(*plane)
             if clipped.is_empty:
@@ -70,7 +70,9 @@ class _Values:
         else:
             tensor = self.whole(producer)
             if axes[0] is not None and axes[0] == axes[1]:
-                raise ExecutionError(f"flattened rows and columns of {producer.name!r} cannot be cropped")
+                if demand.plane is None:
+                    raise ExecutionError(f"{producer.name!r} is read by flattened rows and columns of unknown size")
+                return _crop_merged(tensor, axes[0], Window.full(*demand.plane), window)
             plane = tuple(tensor.shape[a] if a is not None else 1 for a in axes)  # type: ignore[assignment]
             clipped = window.clip(*plane)
             if clipped.is_empty:
@@ -141,7 +143,9 @@ def run_plan(
     wanted, kept = set(keep), {}
     with torch.no_grad():
         for entry in plan.nodes:
-            if entry.node.op == INPUT:
+            if entry.node.value is not None:
+                tensor = entry.node.value
+            elif entry.node.op == INPUT:
                 tensor = crop_output(entry.node, inputs[position[entry.node]], entry.window)
             else:
                 tensor = _compute(entry, values, (store or {}).get(entry.node.name, []))
@@ -205,7 +209,12 @@ def _assemble(entry: NodePlan, tensor: Tensor | None, patches: list[Patch]) -> T
         if part.window.contains(window):
             return crop_patch(node, part, window)
     layout = node.layout
-    assert layout is not None and not layout.merged
+    missing = subtract_all(window, [part.window for part in parts])
+    if missing or layout is None or layout.merged:
+        raise ExecutionError(
+            f"the plan counts on kept values of {node.name!r}, but {missing[0] if missing else window} of it is not in "
+            "the store; pass the patches that plan(kept=...) was told of"
+        )
     shape = list(node.shape)
     shape[layout.y], shape[layout.x] = window.height, window.width
     out = torch.empty(shape, dtype=node.dtype, device=parts[0].tensor.device)

@@ -69,12 +69,17 @@ class TracedModel:
         """As :meth:`run`, reading kept patches from ``store`` and returning those of the nodes named in ``keep``."""
         if backend not in BACKENDS:
             raise BackendError(f"backend {backend!r} is not available; choose one of {BACKENDS}")
+        if not isinstance(plan, Plan):
+            raise RequestError(f"run got a {type(plan).__name__} as its plan; pass what plan() of this object returned")
         if plan.graph is not self.graph:
             raise RequestError("the plan was made by another traced model; call plan() on this one")
+        unknown = [name for name in keep if name not in self.graph.by_name]
+        if unknown:
+            raise RequestError(f"{unknown[0]!r} is to be kept but is not a node; use the names in plan.windows")
         return crop_pad.run_plan(plan, self._check(inputs), store, keep)
 
     def _check(self, inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        given: list[Any] = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         if len(given) != len(self.graph.inputs):
             names = [node.name for node in self.graph.inputs]
             raise InputError(f"run got {len(given)} inputs; the network takes {len(names)}: {names}")

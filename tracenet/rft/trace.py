@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tracenet.graph.graph import INPUT, Graph, Node
+from tracenet.graph.graph import CONSTANT, INPUT, Graph, Node
 from tracenet.rft import costs
 from tracenet.rft.rules.registry import Demand, find_rule
 from tracenet_kernels.errors import RequestError, WindowError
@@ -146,17 +146,24 @@ def resolve_output(graph: Graph, key: int | str) -> Node:
 
 
 def _check_request(graph: Graph, request: Mapping[int | str, Window | Sequence[int] | None]) -> dict[int | str, Window]:
+    if not isinstance(request, Mapping):
+        raise RequestError(f"the request is a {type(request).__name__}; pass a dict such as {{0: Window(0, 8, 0, 8)}}")
     if not request:
         raise RequestError("the request is empty; ask for at least one output window, e.g. {0: Window(0, 8, 0, 8)}")
     checked: dict[int | str, Window] = {}
     for key, value in request.items():
         node = resolve_output(graph, key)
-        if value is None or node.layout is None:
+        if value is None or node.layout_error is not None:
             checked[key] = node.full_window
             continue
-        if not isinstance(value, Window) and (isinstance(value, str) or len(value) != 4):
+        if not isinstance(value, (tuple, list)) or len(value) != 4:
             raise WindowError(f"the window of output {key!r} is {value!r}; pass Window(y0, y1, x0, x1) or None for all")
         window = value if isinstance(value, Window) else Window(*value)
+        if node.layout is None and window != node.full_window:
+            raise WindowError(
+                f"output {key!r} has shape {list(node.shape)} without rows and columns, but a window {window} came; "
+                "ask for all of it with None"
+            )
         if window.is_empty:
             raise WindowError(f"the window of output {key!r} is empty: {window}; ask for at least one cell")
         if not node.full_window.contains(window):
@@ -180,12 +187,15 @@ def plan_windows(
             behind them.
 
     Raises:
-        RequestError: an output is not known.
+        RequestError: an output or a kept node is not known.
         WindowError: a window is empty or outside its plane.
         UnsupportedOpError: a visited node has no backward rule.
     """
     start = time.perf_counter()
     checked = _check_request(graph, request)
+    unknown = [name for name in kept or () if name not in graph.by_name]
+    if unknown:
+        raise RequestError(f"{unknown[0]!r} is kept but is not a node of this graph; use the names in plan.windows")
     demands: dict[Node, list[Window]] = {}
     for key, window in checked.items():
         demands.setdefault(resolve_output(graph, key), []).append(window)
@@ -219,24 +229,28 @@ def _post_order(roots: list[Node]) -> list[Node]:
 def _visit(node: Node, window: Window, kept: Sequence[Window]) -> NodePlan:
     if node.layout_error is not None:
         raise node.layout_error
-    compute = hull(subtract_all(window, kept)) if kept else window
+    compute = window
+    if node.layout is not None and node.layout.merged:  # patches of flattened planes are not put together
+        compute = EMPTY if any(part.contains(window) for part in kept) else window
+    elif kept:
+        compute = hull(subtract_all(window, kept))
     entry = NodePlan(node, window, compute, bytes=costs.window_bytes(node, window))
-    if node.op == INPUT or compute.is_empty:
+    if node.op in (INPUT, CONSTANT) or compute.is_empty:
         return entry
     rule = find_rule(node)
-    for demand in rule.demands(node, compute):
-        entry.reads.append(_read(demand))
-    entry.barrier = rule.barrier(node) or _mismatch(rule.demands(node, compute))
+    demands = list(rule.demands(node, compute))
+    entry.reads.extend(_read(demand) for demand in demands)
+    entry.barrier = rule.barrier(node) or _mismatch(demands)
     entry.macs = rule.macs(node, compute)
     return entry
 
 
 def _read(demand: Demand) -> Read:
-    producer, window, axes = demand
+    producer, window, axes, _ = demand
     if producer.layout is None:
         return Read(producer, producer.full_window, border_of(EMPTY, 0, 0))
     clipped = window.clip(*producer.plane)
-    if axes != producer.layout.axes:
+    if not demand.fits:
         return Read(producer, producer.full_window, border_of(window, *_sizes(producer, axes)))
     return Read(producer, clipped, border_of(window, *producer.plane))
 
@@ -246,9 +260,9 @@ def _sizes(producer: Node, axes: tuple[int | None, int | None]) -> tuple[int, in
     return (producer.shape[y] if y is not None else 1, producer.shape[x] if x is not None else 1)
 
 
-def _mismatch(demands) -> str | None:  # type: ignore[no-untyped-def]
-    for producer, _, axes in demands:
-        layout = producer.layout
-        if layout is not None and axes != layout.axes and producer.full_window.area > 1:
+def _mismatch(demands: list[Demand]) -> str | None:
+    for demand in demands:
+        producer = demand.producer
+        if producer.layout is not None and not demand.fits and producer.full_window.area > 1:
             return f"reads {producer.name} across its plane"
     return None
