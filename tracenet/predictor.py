@@ -8,9 +8,11 @@ window the first phase already computed.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from tracenet.models import TraceNet
 from tracenet.models.fpn import LEVELS
 from tracenet.models.heads import THETA
 from tracenet.models.mask import SIZES_OF_INTEREST
-from tracenet.models.weights import bundled_checkpoint, load_checkpoint
+from tracenet.models.weights import BUNDLED, bundled_checkpoint, load_checkpoint
 from tracenet.rft.trace import Plan
 from tracenet.traced import TracedModel, trace
 from tracenet_kernels.errors import BackendError, ClickError, InputError
@@ -39,19 +41,19 @@ MAX_SIZES = 4
 
 @dataclass(frozen=True)
 class ClickPlan:
-    """What one click computed: the plans of both phases, and views of them as one.
+    """What one call of ``predict`` computed: the plans of both phases, and views of them as one.
 
     Attributes:
-        locate: heads at the click.
-        segment: mask windows, one plan per mask returned, without what earlier plans had already computed.
+        locate: heads at the clicks, one plan per object.
+        segment: mask windows, one plan per mask and click, without what earlier plans had already computed.
     """
 
-    locate: Plan
+    locate: list[Plan]
     segment: list[Plan]
 
     @property
     def plans(self) -> list[Plan]:
-        return [self.locate, *self.segment]
+        return [*self.locate, *self.segment]
 
     @property
     def macs(self) -> int:
@@ -61,7 +63,7 @@ class ClickPlan:
     @property
     def full_macs(self) -> int:
         """Multiply-adds of the whole network."""
-        return self.locate.full_macs
+        return self.locate[0].full_macs
 
     @property
     def windows(self) -> dict[str, Window]:
@@ -75,7 +77,7 @@ class ClickPlan:
 
     def table(self, full: bool = False) -> str:
         """The phases' tables one after the other; see :meth:`tracenet.Plan.table`."""
-        titles = ["locate", *("segment" for _ in self.segment)]
+        titles = ["locate"] * len(self.locate) + ["segment"] * len(self.segment)
         return "\n\n".join(f"{title}\n{plan.table(full)}" for title, plan in zip(titles, self.plans, strict=True))
 
 
@@ -98,10 +100,18 @@ class Predictor:
 
     Args:
         model: a :class:`tracenet.models.TraceNet` with a mask branch, in evaluation mode.
-        settings: how the checkpoint wants to be used (working size, levels, mask window).
+        settings: how the checkpoint wants to be used (working size, levels, mask window); by default those of
+            :class:`PredictorSettings`, with the level choice that the model's heads allow.
         backend: ``"auto"`` or ``"torch"`` (crop-and-pad).
         keep_features: keep block outputs and pyramid windows between clicks of one image.
         max_kept_bytes: bound on what is kept.
+
+    Attributes:
+        last_plan: what the last call of :meth:`predict` computed.
+        last_boxes: predicted boxes (x0, y0, x1, y1) in photo pixels, ``(C, 4)``, or ``(B, C, 4)`` for B objects; of
+            several clicks on one object, the box of the one with the best score.
+        last_levels: the levels that predicted the masks, ``(C,)`` or ``(B, C)``, likewise.
+        timings_ms: of the last ``set_image``, and of the last ``predict`` without and with ``capture``.
     """
 
     def __init__(
@@ -118,8 +128,12 @@ class Predictor:
             raise InputError("the model has mask_branch='none' and predicts no masks; use 'condinst' or 'p3'")
         if model.training:
             raise InputError("the model is in training mode; call model.eval() first")
+        if settings is None:
+            settings = PredictorSettings(level_choice="level" if model.config.level_head else "score")
+        if settings.level_choice == "level" and not model.config.level_head:
+            raise InputError("level_choice='level' needs a model with level_head=True; use 'score' for this one")
         self.model = model
-        self.settings = settings or PredictorSettings()
+        self.settings = settings
         self.backend = "torch" if backend == "auto" else backend
         self.keep_features = keep_features
         self.last_plan: ClickPlan | None = None
@@ -139,10 +153,13 @@ class Predictor:
 
         Raises:
             CheckpointError: the file is missing, truncated, foreign or does not fit its model.
+            InputError: ``name_or_path`` is neither a name nor a path; the model predicts no masks.
+            BackendError: the backend is not available.
         """
-        path = Path(name_or_path) if name_or_path is not None else bundled_checkpoint()
-        if str(name_or_path) == bundled_checkpoint().stem:
-            path = bundled_checkpoint()
+        if not isinstance(name_or_path, (str, os.PathLike, type(None))):
+            raise InputError(f"from_pretrained got a {type(name_or_path).__name__}; pass a name or the path of a file")
+        bundled = name_or_path is None or str(name_or_path) == Path(BUNDLED).stem
+        path = bundled_checkpoint() if bundled else Path(str(name_or_path))
         model, info = load_checkpoint(path)
         return cls(model, info.predictor, backend, **options)
 
@@ -152,6 +169,13 @@ class Predictor:
         if self._canvas is None:
             raise InputError("no image is set; call set_image(image) before predict")
         return self._canvas
+
+    @property
+    def image(self) -> Tensor:
+        """The current network input ``[1, 3, H, W]``: resized, normalised, padded."""
+        if self._image is None:
+            raise InputError("no image is set; call set_image(image) before predict")
+        return self._image
 
     def set_image(self, image: Any) -> None:
         """Take an image: ``[H, W, 3]`` uint8 RGB, a PIL image (EXIF orientation is applied), or a path.
@@ -174,6 +198,10 @@ class Predictor:
         self._canvas = self._image = self.last_plan = self.last_boxes = self.last_levels = None
         self._store.clear()
 
+    def forget_features(self) -> None:
+        """Drop the features kept for the current image; the next click computes everything it needs."""
+        self._store.clear()
+
     def predict(
         self,
         point_coords: Any,
@@ -193,9 +221,9 @@ class Predictor:
             mask_window: ``"box"`` (predicted box and margin), ``"full"``, or a radius around the click in photo pixels.
 
         Returns:
-            ``masks`` bool ``(C, H, W)`` at photo size, ``scores`` ``(C,)`` in 0..1, and ``logits`` ``(C, h, w)`` at half
-            the working size (un-padded; outside the mask window they are the constant background value). For ``(B, N, 2)``
-            each has a leading axis B.
+            ``masks`` bool ``(C, H, W)`` at photo size, ``scores`` ``(C,)`` in 0..1, and ``logits`` ``(C, h, w)`` at
+            half the working size (un-padded; outside the mask window they are the constant background value). For
+            ``(B, N, 2)`` each has a leading axis B.
 
         Raises:
             ClickError: a click outside the photo, not finite, of the wrong shape, or a label other than 1.
@@ -209,25 +237,29 @@ class Predictor:
         start = time.perf_counter()
         traced = self._traced(canvas)
         captured = time.perf_counter()
-        results = [self._object(traced, c, settings, window_rule, multimask_output) for c in clicks]
+        done = ClickPlan([], [])
+        results = [self._object(traced, c, settings, window_rule, multimask_output, done) for c in clicks]
         if not self.keep_features:
             self._store.clear()
+        masks, scores, logits, boxes, chosen = (
+            np.stack(part) if batched else part[0] for part in zip(*results, strict=True)
+        )
+        self.last_plan, self.last_boxes, self.last_levels = done, boxes, chosen
         self.timings_ms.update(capture=(captured - start) * 1e3, predict=(time.perf_counter() - captured) * 1e3)
-        masks, scores, logits = (np.stack(part) for part in zip(*results, strict=True))
-        return (masks, scores, logits) if batched else (masks[0], scores[0], logits[0])
+        return masks, scores, logits
 
     def _settings(self, levels: tuple[int, int] | None) -> PredictorSettings:
         if levels is None:
             return self.settings
-        pair = (levels, levels) if isinstance(levels, int) else tuple(levels)
-        return replace(self.settings, levels=pair)
+        return replace(self.settings, levels=levels)
 
     def _window_rule(self, mask_window: str | float | None) -> str | float:
-        rule = self.settings.mask_window if mask_window is None else mask_window
+        rule: Any = self.settings.mask_window if mask_window is None else mask_window
         if isinstance(rule, str) and rule in ("box", "full"):
             return rule
-        if isinstance(rule, (int, float)) and not isinstance(rule, bool) and math.isfinite(rule) and rule > 0:
-            return float(rule)
+        if isinstance(rule, Real) and not isinstance(rule, bool) and 0 < rule < math.inf:
+            # A longer radius reaches no further than the photo, and would overflow.
+            return float(min(rule, self.canvas.photo_width + self.canvas.photo_height))
         raise InputError(f"mask_window is {rule!r}; pass 'box', 'full', or a radius in photo pixels greater than 0")
 
     def _traced(self, canvas: Canvas) -> TracedModel:
@@ -247,14 +279,15 @@ class Predictor:
         settings: PredictorSettings,
         window_rule: str | float,
         multimask: bool,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks of one object from its clicks ``[N, 2]`` on the working image."""
+        done: ClickPlan,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Masks, scores, logits, boxes and levels of one object from its clicks ``[N, 2]`` on the working image."""
         canvas = self.canvas
         if not self.keep_features:
             self._store.clear()
         located, locate_plan = self._locate(traced, clicks, settings)
+        done.locate.append(locate_plan)
         count = settings.levels[1] - settings.levels[0] + 1 if multimask else 1
-        plans: list[Plan] = []
         masks, scores, logits, boxes, chosen = [], [], [], [], []
         for rank in range(count):
             union: Tensor | None = None
@@ -265,7 +298,7 @@ class Predictor:
                 box = one.predictions["boxes"][0, column]
                 window = self._mask_window(box, one.click, window_rule, settings)
                 part, plan = self._segment(traced, one, level, window)
-                plans.append(plan)
+                done.segment.append(plan)
                 plane = inference.half_plane(part, window, canvas)
                 union = plane if union is None else torch.maximum(union, plane)
                 rank_scores.append(float(inference.click_scores(one.predictions, settings.score)[0, column]))
@@ -278,14 +311,13 @@ class Predictor:
             scores.append(rank_scores[best])
             boxes.append(_photo_box(rank_boxes[best], canvas))
             chosen.append(rank_levels[best])
-        self.last_plan = ClickPlan(locate_plan, plans)
-        self.last_boxes, self.last_levels = np.stack(boxes), np.array(chosen)
-        return np.stack(masks), np.array(scores, dtype=np.float32), np.stack(logits)
+        quality = np.array(scores, dtype=np.float32)
+        return np.stack(masks), quality, np.stack(logits), np.stack(boxes), np.array(chosen)
 
     def _run(self, traced: TracedModel, request: dict[int | str, Window], parameters: tuple[Tensor, ...]) -> Any:
         plan = traced.plan(request, self._store.windows())
         outputs, patches = traced.run_keeping(
-            (self._image, *parameters), plan, self._store.patches, kept_names(traced.graph), self.backend
+            (self.image, *parameters), plan, self._store.patches, kept_names(traced.graph), self.backend
         )
         self._store.add(patches)
         return plan, outputs
@@ -313,7 +345,8 @@ class Predictor:
                     else:
                         channels = traced.graph.outputs[f"{name}{lo}"].shape[1]
                         values[name].append(torch.full((1, channels), math.nan))
-            located.append(_Located(clicks[i], inference.gather_predictions(values, clicks[i : i + 1])))
+            predictions = inference.gather_predictions(values, clicks[i : i + 1], self.model.config.anchor_offset)
+            located.append(_Located(clicks[i], predictions))
         return located, plan
 
     def _mask_window(self, box: Tensor, click: Tensor, rule: str | float, settings: PredictorSettings) -> Window:
@@ -344,22 +377,58 @@ def _photo_box(box: Tensor, canvas: Canvas) -> np.ndarray:
 
 def _check_points(coords: Any, labels: Any) -> tuple[list[Tensor], bool]:
     """Clicks as a list of ``[N, 2]`` float64 tensors, and whether they came as (B, N, 2)."""
-    try:
-        points = np.asarray(coords, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ClickError(f"point_coords {coords!r} are not numbers; pass [[x, y]] in photo pixels") from error
+    points = _numbers(coords)
+    if points is None:
+        raise ClickError(f"point_coords are {_shown(coords)}, not numbers; pass [[x, y]] in photo pixels")
     if points.ndim not in (2, 3) or points.shape[-1] != 2 or 0 in points.shape:
         raise ClickError(f"point_coords have shape {points.shape}; pass (N, 2) or (B, N, 2) with at least one click")
     if labels is not None:
-        given = np.asarray(labels)
+        given = _array(labels)
+        if given is None or given.dtype.kind not in "biu":
+            raise ClickError(
+                f"point_labels are {_shown(labels)}, not integers; pass 1 for each click, shaped {points.shape[:-1]}"
+            )
         if given.shape != points.shape[:-1]:
             raise ClickError(f"point_labels have shape {given.shape}; the clicks ask for {points.shape[:-1]}")
-        if not np.issubdtype(given.dtype, np.integer) and given.dtype != np.bool_:
-            raise ClickError(f"point_labels are {given.dtype}; pass integers, 1 for a click on the object")
         if not (given == 1).all():
-            bad = sorted({int(v) for v in given[given != 1].tolist()})
+            bad = sorted({int(v) for v in given[given != 1]})[:8]
             raise ClickError(
                 f"point_labels hold {bad}; only 1 (a click on the object) is supported, negative clicks are not yet"
             )
     batched = points.ndim == 3
     return [torch.from_numpy(p.copy()) for p in (points if batched else points[None])], batched
+
+
+def _array(values: Any) -> np.ndarray | None:
+    """As an array of whatever type; None for ragged lists and what NumPy cannot hold."""
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _numbers(values: Any) -> np.ndarray | None:
+    """Real numbers as float64, integers too large for it as infinity; None for anything else (text, None, ragged)."""
+    raw = _array(values)
+    if raw is None or raw.dtype.kind not in "iufO":
+        return None
+    if raw.dtype.kind != "O":
+        return raw.astype(np.float64)
+    if not all(isinstance(value, Real) for value in raw.flat):
+        return None
+    return np.array([_saturated(value) for value in raw.flat]).reshape(raw.shape)
+
+
+def _saturated(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python refuses to print very large integers
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,1 @@
+"""Benchmarks. Every one checks correctness in the run it times and writes its own JSON."""
