@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -15,11 +15,13 @@ from tracenet_kernels.errors import InputError, TraceNetError
 
 app = typer.Typer(
     name="tracenet",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="One click on a photo, one instance mask, computing only what the click needs.",
 )
+# Click's classes; typer keeps them in a module of its own or in click's, depending on its version.
+_UsageError, _ClickError = cast("tuple[type[Any], type[Any]]", typer.BadParameter.__mro__[1:3])
+
 _out = Console(width=140 if not sys.stdout.isatty() else None, highlight=False)
 
 Levels = Annotated[str, typer.Option(help="Pyramid levels asked at the click, first-last within 3-7.", metavar="A-B")]
@@ -39,7 +41,7 @@ def parse_click(text: str) -> tuple[float, float]:
 def parse_levels(text: str) -> tuple[int, int]:
     """``"3-7"`` or ``"4"`` -> first and last level. Raises InputError for anything else."""
     parts = text.split("-")
-    if len(parts) in (1, 2) and all(part.strip().isdigit() for part in parts):
+    if len(parts) in (1, 2) and all(_is_count(part) for part in parts):
         return int(parts[0]), int(parts[-1])
     raise InputError(f"--levels is {text!r}; write first-last within 3-7, for example --levels 3-5")
 
@@ -47,9 +49,22 @@ def parse_levels(text: str) -> tuple[int, int]:
 def parse_size(text: str) -> tuple[int, int]:
     """``"WxH"`` -> width and height. Raises InputError for anything else."""
     parts = text.lower().split("x")
-    if len(parts) == 2 and all(part.strip().isdigit() for part in parts):
+    if len(parts) == 2 and all(_is_count(part) for part in parts):
         return int(parts[0]), int(parts[1])
     raise InputError(f"--size is {text!r}; write WIDTHxHEIGHT, for example --size 1024x768")
+
+
+def _is_count(text: str) -> bool:
+    return text.strip().isdecimal() and len(text) <= 9
+
+
+def parse_mask_cells(text: str) -> int | str:
+    """``all``, ``none`` or N. Raises InputError for anything else."""
+    if text in ("all", "none"):
+        return text
+    if _is_count(text):
+        return int(text)
+    raise InputError(f"--mask-cells is {text!r}; pass a number of P3 cells, all or none")
 
 
 def parse_mask_window(text: str | None) -> str | float | None:
@@ -82,14 +97,17 @@ def segment(
     as_json: Json = False,
 ) -> None:
     """Segment the thing under a click."""
+    at, mask_rule = parse_click(click), parse_mask_window(mask_window)
+    level_range = None if levels is None else parse_levels(levels)
+
     from tracenet.segment import segment_photo
 
     result = segment_photo(
         image,
-        parse_click(click),
+        at,
         output,
-        levels=None if levels is None else parse_levels(levels),
-        mask_window=parse_mask_window(mask_window),
+        levels=level_range,
+        mask_window=mask_rule,
         checkpoint=checkpoint,
         backend=backend,
         overlay_path=overlay,
@@ -98,7 +116,7 @@ def segment(
     if as_json:
         print(json.dumps(result))
         return
-    _out.print(
+    print(
         f"{result['output']}: {result['mask_pixels']} pixels, score {result['score']:.2f}, level P{result['level']}, "
         f"{result['predict_ms']:.0f} ms, {result['macs'] / 1e9:.1f} of {result['full_macs'] / 1e9:.1f} GMACs"
     )
@@ -119,14 +137,16 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Trace one click: the window of every layer and what it costs."""
+    plane, at = parse_size(size), parse_click(click)
+    level_range, cells = parse_levels(levels), parse_mask_cells(mask_cells)
+
     from tracenet.standard import standard_plan, summary
 
-    cells: int | str = int(mask_cells) if mask_cells.isdigit() else mask_cells
     plan = standard_plan(
         model,
-        parse_size(size),
-        parse_click(click),
-        parse_levels(levels),
+        plane,
+        at,
+        level_range,
         cells,
         mask_branch=mask_branch,
         stride_in_1x1=stride_in_1x1,
@@ -146,9 +166,11 @@ def costs(
     as_json: Json = False,
 ) -> None:
     """Multiply-adds of FullNet and TraceNet beside the paper's table III."""
+    plane = parse_size(size)
+
     from tracenet.standard import costs_table
 
-    data = costs_table(parse_size(size), num_classes=classes, stride_in_1x1=stride_in_1x1)
+    data = costs_table(plane, num_classes=classes, stride_in_1x1=stride_in_1x1)
     if as_json:
         print(json.dumps(data))
         return
@@ -180,12 +202,24 @@ def _costs(title: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def main() -> None:
-    """Entry point: errors made on purpose become one line on standard error and exit code 2."""
+    """Entry point: errors made on purpose and wrong usage become one line on standard error and exit code 2."""
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], prog_name="tracenet", standalone_mode=False)
     except TraceNetError as error:
-        print(f"tracenet: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "tracenet"
+        _fail(f"{error.format_message().rstrip('.')}; see {command} --help")
+    except _ClickError as error:
+        _fail(error.format_message())
+    except typer.Abort:
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"tracenet: {' '.join(message.splitlines())}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tracenet_kernels.errors import ImageError
 
 MAX_PIXELS = 256 * 1024 * 1024
 """Larger photos are refused (256 megapixels): decoding one would take gigabytes."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the stored pixels upright (Exif 2.3, tag 0x0112)."""
+
+_LIMIT = threading.Lock()
 
 
 def load_image(source: str | Path | bytes) -> Image.Image:
@@ -24,37 +41,74 @@ def load_image(source: str | Path | bytes) -> Image.Image:
     """
     label = "the given bytes" if isinstance(source, bytes) else str(source)
     try:
-        image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        _check_size(image.size, label)
-        image.load()
+        file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
     except FileNotFoundError as error:
         raise ImageError(f"{label} does not exist; pass the path of a photo") from error
     except IsADirectoryError as error:
         raise ImageError(f"{label} is a folder; pass the path of a photo") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{label} is not an image Pillow can read; pass a JPEG, PNG, WebP or TIFF file") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{label} is too large: {error}; at most {MAX_PIXELS} pixels are read") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{label} is corrupt or truncated ({error}); save it again") from error
-    return to_rgb(image)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{label!r} cannot be opened ({_reason(error)}); pass the path of a photo") from error
+    with file, _decoding(label), Image.open(file) as image:
+        _check_size(image.size, label)
+        image.load()
+        return to_rgb(image)
+
+
+@contextmanager
+def _decoding(label: str) -> Iterator[None]:
+    """Pillow with this module's limit on pixels instead of its own, silent, and with every failure an ImageError."""
+    with _LIMIT, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders warn about metadata, and about sizes that are checked here
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+        try:
+            yield
+        except ImageError:
+            raise
+        except UnidentifiedImageError as error:
+            raise ImageError(f"{label} is not an image Pillow can read; pass a JPEG, PNG, WebP or TIFF file") from error
+        except Image.DecompressionBombError as error:
+            raise ImageError(f"{label} is too large: {error}; at most {MAX_PIXELS} pixels are read") from error
+        except Exception as error:  # damaged data makes decoders fail in any way
+            raise ImageError(f"{label} is corrupt or truncated ({_reason(error)}); save it again") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation, reduce to 8 bits and three channels; transparency is composed over white."""
+    """Apply the EXIF orientation, reduce to 8 bits and three channels; transparency is composed over white.
+
+    Raises:
+        ImageError: empty, enormous, or in a mode that Pillow cannot convert.
+    """
     _check_size(image.size, "the image")
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+    image = _upright(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # the high byte, however dark the photo
+    elif image.mode in ("I", "F"):
         image = Image.fromarray(_to_8_bit(np.asarray(image)))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    try:
+        if image.mode in ("RGBa", "La"):
+            image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+            return Image.alpha_composite(white, rgba).convert("RGB")
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ImageError(f"the image has mode {image.mode}, which cannot be read ({error}); save it as RGB") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # unreadable metadata says nothing about the pixels
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """16-bit data by its high byte; anything else by its own range."""
+    """32-bit integers and floats, which state no range: above 255 they are 16-bit data, floats up to 1 are shares."""
     if values.dtype.kind in "ui" and values.min() >= 0 and values.max() > 255:
         top = 65535 if values.max() <= 65535 else int(values.max())
         return (values.astype(np.float64) * (255.0 / top) + 0.5).astype(np.uint8)
@@ -79,10 +133,9 @@ def as_image(value: Any) -> Image.Image:
     if isinstance(value, (str, Path)):
         return load_image(value)
     if isinstance(value, Image.Image):
-        try:
+        _check_size(value.size, "the image")
+        with _decoding("the image"):
             return to_rgb(value)
-        except (OSError, SyntaxError) as error:
-            raise ImageError(f"the image is corrupt or truncated ({error}); save it again") from error
     if not isinstance(value, np.ndarray):
         raise ImageError(f"set_image got a {type(value).__name__}; pass a PIL image or an [H, W, 3] uint8 array")
     if value.dtype != np.uint8:
@@ -104,3 +157,8 @@ def _check_size(size: tuple[int, int], label: str) -> None:
         raise ImageError(f"{label} is {width}x{height} pixels; it must have at least one")
     if width * height > MAX_PIXELS:
         raise ImageError(f"{label} is {width}x{height} pixels; at most {MAX_PIXELS} are read, reduce it first")
+
+
+def _reason(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.splitlines()[0]

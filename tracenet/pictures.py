@@ -36,7 +36,12 @@ def overlay(
         mask: bool ``[H, W]``.
         clicks: (x, y) in photo pixels.
         box: (x0, y0, x1, y1) in photo pixels.
+
+    Raises:
+        InputError: the mask is not bool or of another size than the photo.
     """
+    if mask.dtype != np.bool_:
+        raise InputError(f"the mask is {mask.dtype}; pass booleans, for example mask > 0")
     if mask.shape != (photo.height, photo.width):
         raise InputError(
             f"the mask is {mask.shape}, the photo {(photo.height, photo.width)}; they must be the same size"
@@ -79,12 +84,21 @@ def windows_picture(
         planes: layer -> (height, width) of its plane in cells.
         layers: which layers, in order.
         click: (x, y) in pixels of ``image``.
+
+    Raises:
+        InputError: no layers, one that is not in the plan, or a window outside its plane.
     """
+    if not layers or columns < 1 or panel_width < 1:
+        raise InputError(f"{len(layers)} layers in {columns} columns of {panel_width} pixels: all must be at least 1")
     missing = [layer for layer in layers if layer not in windows or layer not in planes]
     if missing:
         raise InputError(f"layers {missing} are not in the plan; choose among {sorted(windows)[:20]} ...")
+    for layer in layers:
+        height, width = planes[layer]
+        if not Window.full(height, width).contains(windows[layer]):
+            raise InputError(f"{windows[layer]} of {layer!r} lies outside its plane of {height}x{width} cells")
     scale = panel_width / image.width
-    panel_height = round(image.height * scale)
+    panel_height = max(1, round(image.height * scale))
     small = image.resize((panel_width, panel_height), Image.Resampling.LANCZOS)
     grey = Image.blend(small.convert("L").convert("RGB"), Image.new("RGB", small.size, (128, 128, 128)), 0.65)
     title, gap = 26, 8
@@ -114,9 +128,11 @@ def _window_panel(small: Image.Image, grey: Image.Image, window: Window, height:
     cell_y, cell_x = small.height / height, small.width / width
     box = [window.x0 * cell_x, window.y0 * cell_y, window.x1 * cell_x, window.y1 * cell_y]
     panel = grey.copy()
-    region = tuple(round(v) for v in box)
-    if region[2] > region[0] and region[3] > region[1]:
-        panel.paste(small.crop(region), region[:2])
+    if window.is_empty:
+        return panel
+    left, top, right, bottom = (round(v) for v in box)
+    if right > left and bottom > top:
+        panel.paste(small.crop((left, top, right, bottom)), (left, top))
     draw = ImageDraw.Draw(panel)
     if min(cell_x, cell_y) >= MIN_CELL_PIXELS:
         for x in range(window.x0 + 1, window.x1):
@@ -137,8 +153,12 @@ def planes_of(plan: Any) -> dict[str, tuple[int, int]]:
 
 def join(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
     """Pictures side by side at the height of the first, on white."""
+    if not pictures:
+        raise InputError("there are no pictures to join")
     height = pictures[0].height
-    scaled = [p.resize((round(p.width * height / p.height), height), Image.Resampling.LANCZOS) for p in pictures]
+    scaled = [
+        p.resize((max(1, round(p.width * height / p.height)), height), Image.Resampling.LANCZOS) for p in pictures
+    ]
     sheet = Image.new("RGB", (sum(p.width for p in scaled) + gap * (len(scaled) - 1), height), (255, 255, 255))
     left = 0
     for picture in scaled:

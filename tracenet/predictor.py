@@ -257,7 +257,11 @@ class Predictor:
         rule: Any = self.settings.mask_window if mask_window is None else mask_window
         if isinstance(rule, str) and rule in ("box", "full"):
             return rule
-        if isinstance(rule, Real) and not isinstance(rule, bool) and 0 < rule < math.inf:
+        if (
+            isinstance(rule, (int, float, np.integer, np.floating))
+            and not isinstance(rule, bool)
+            and 0 < rule < math.inf
+        ):
             # A longer radius reaches no further than the photo, and would overflow.
             return float(min(rule, self.canvas.photo_width + self.canvas.photo_height))
         raise InputError(f"mask_window is {rule!r}; pass 'box', 'full', or a radius in photo pixels greater than 0")

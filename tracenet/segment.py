@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from tracenet import pictures
-from tracenet.files import save_picture
+from tracenet.files import check_picture_target, save_pictures
 from tracenet.image_io import load_image
 from tracenet.predictor import Predictor
+from tracenet_kernels.errors import InputError
 
 LAYERS = ("image", "backbone.conv1", "C2", "C3", "C4", "C5", "P5", "P4", "P3", "maskfeat")
 """Layers shown in the picture of windows, from the image to the mask features."""
@@ -37,20 +38,23 @@ def segment_photo(
         ``predict_ms`` (both phases, without capturing the graph), ``capture_ms``, ``macs``, ``full_macs``.
 
     Raises:
-        ImageError, ClickError, CheckpointError, InputError: each says what came and what is allowed.
+        ImageError, ClickError, CheckpointError, BackendError, InputError: each says what came and what is allowed;
+            no file is written then, not even a part of them.
     """
+    _check_paths(image, output, overlay_path, windows_path)
     photo = load_image(image)
     if predictor is None:
         predictor = Predictor.from_pretrained(checkpoint, backend)
     predictor.set_image(photo)
     masks, scores, _ = predictor.predict([list(click)], [1], levels=levels, mask_window=mask_window)
     assert predictor.last_plan is not None and predictor.last_boxes is not None and predictor.last_levels is not None
-    save_picture(Image.fromarray(masks[0].astype(np.uint8) * 255), output)
+    written = {Path(output): Image.fromarray(masks[0].astype(np.uint8) * 255)}
     box = [round(float(v), 2) for v in predictor.last_boxes[0]]
     if overlay_path is not None:
-        save_picture(pictures.overlay(photo, masks[0], [click], box), overlay_path)
+        written[Path(overlay_path)] = pictures.overlay(photo, masks[0], [click], box)
     if windows_path is not None:
-        save_picture(windows_of(predictor, photo, click), windows_path)
+        written[Path(windows_path)] = windows_of(predictor, photo, click)
+    save_pictures(written)
     return {
         "output": str(output),
         "score": float(scores[0]),
@@ -64,6 +68,18 @@ def segment_photo(
         "macs": predictor.last_plan.macs,
         "full_macs": predictor.last_plan.full_macs,
     }
+
+
+def _check_paths(image: str | Path, *outputs: str | Path | None) -> None:
+    """Before anything is computed: outputs can be written, differ from one another and from the photo."""
+    taken = {Path(image).absolute()}
+    for path in outputs:
+        if path is None:
+            continue
+        check_picture_target(path)
+        if Path(path).absolute() in taken:
+            raise InputError(f"{path} is the photo or another output; write every picture to a file of its own")
+        taken.add(Path(path).absolute())
 
 
 def windows_of(predictor: Predictor, photo: Image.Image, click: tuple[float, float]) -> Image.Image:
