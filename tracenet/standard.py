@@ -106,7 +106,8 @@ def _captured(config: TraceNetConfig, size: Size) -> TracedModel:
         inputs: tuple[Tensor, ...] = (torch.zeros(1, 3, height, width),)
         if config.mask_branch != "none":
             inputs += (torch.zeros(1, THETA), torch.zeros(1, 2), torch.zeros(1))
-        return trace(TraceNet(config).eval(), inputs)
+        model = TraceNet(config).eval()
+    return trace(model, inputs)
 
 
 def standard_request(
@@ -293,7 +294,8 @@ def _row(
 @lru_cache(maxsize=2)
 def _captured_any_size(config: TraceNetConfig, size: Size) -> TracedModel:
     with torch.device("meta"):
-        return trace(_AnySize(TraceNet(config)).eval(), torch.zeros(1, 3, size[1], size[0]))
+        model, image = _AnySize(TraceNet(config)).eval(), torch.zeros(1, 3, size[1], size[0])
+    return trace(model, image)
 
 
 class _AnySize(nn.Module):
