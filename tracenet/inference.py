@@ -1,0 +1,322 @@
+"""What stands between a photo with a click and the network: small pure functions.
+
+The predictor and the evaluation both call these, so that what is scored is what ``predict`` returns.
+
+Coordinates. A click ``(x, y)`` on the photo counts pixels: integers are pixel centres. On the working image
+positions are measured from its top-left corner, so pixel ``i`` spans ``[i, i + 1)``; P3 cell ``i`` spans
+``[8i, 8i + 8)`` with centre ``8i + 4`` and sample ``i`` of the half-resolution mask spans ``[2i, 2i + 2)``.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tracenet.models.fpn import LEVELS, STRIDES
+from tracenet.models.mask import SIZES_OF_INTEREST, upsample_logits, upsample_probabilities
+from tracenet.models.tracenet import TraceNet, TraceNetConfig
+from tracenet_kernels.errors import ClickError, InputError
+from tracenet_kernels.window import Window
+
+PAD_TO = 32
+HALF = 2
+"""Stride of the mask that the network returns, relative to the working image."""
+OUTSIDE_LOGIT = -10.0
+"""Mask logit everywhere outside the mask window: background."""
+MASK_WINDOWS = ("box", "full")
+LEVEL_CHOICES = ("level", "score")
+SCORES = ("score", "score_centerness")
+
+
+@dataclass(frozen=True)
+class PredictorSettings:
+    """How a checkpoint wants to be used; travels in its metadata.
+
+    Attributes:
+        working_size: longest side in pixels to which photos are resized.
+        levels: first and last pyramid level asked at the click, inclusive.
+        level_choice: ``"level"`` (the level head's softmax over the cells at the click) or ``"score"``.
+        mask_window: ``"box"`` (predicted box and margin) or ``"full"``.
+        mask_margin: share of the box's sides by which each side of the window moves out.
+        mask_margin_pixels: working pixels by which each side moves out besides.
+        score: ``"score"`` = sigmoid(logits), ``"score_centerness"`` = sqrt(sigmoid(logits) * sigmoid(ctr)).
+    """
+
+    working_size: int = 640
+    levels: tuple[int, int] = (3, 7)
+    level_choice: str = "level"
+    mask_window: str = "box"
+    mask_margin: float = 0.15
+    mask_margin_pixels: float = 4.0
+    score: str = "score"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", _level_pair(self.levels))
+        if not isinstance(self.working_size, int) or self.working_size < 1:
+            raise InputError(f"working_size is {self.working_size!r}; it must be at least 1 pixel, an integer")
+        for name, allowed in (
+            ("level_choice", LEVEL_CHOICES),
+            ("mask_window", MASK_WINDOWS),
+            ("score", SCORES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}={getattr(self, name)!r} is not known; choose one of {allowed}")
+        if not (math.isfinite(self.mask_margin) and math.isfinite(self.mask_margin_pixels)):
+            raise InputError("mask margins must be finite")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (JSON-ready) that :meth:`from_dict` restores."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PredictorSettings:
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise InputError(f"predictor settings have unknown fields {unknown}; known are {sorted(known)}")
+        return cls(**data)
+
+
+def _level_pair(levels: Any) -> tuple[int, int]:
+    try:
+        first, last = (operator.index(level) for level in levels)
+    except (TypeError, ValueError):
+        first, last = 0, 0
+    if not LEVELS[0] <= first <= last <= LEVELS[-1]:
+        raise InputError(f"levels {levels!r}: give first and last level, two integers with 3 <= first <= last <= 7")
+    return first, last
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A photo of ``photo_width x photo_height`` resized to ``width x height`` and padded right/bottom."""
+
+    photo_width: int
+    photo_height: int
+    width: int
+    height: int
+
+    @property
+    def padded_width(self) -> int:
+        return math.ceil(self.width / PAD_TO) * PAD_TO
+
+    @property
+    def padded_height(self) -> int:
+        return math.ceil(self.height / PAD_TO) * PAD_TO
+
+    @property
+    def scale_x(self) -> float:
+        """Working pixels per photo pixel, horizontally."""
+        return self.width / self.photo_width
+
+    @property
+    def scale_y(self) -> float:
+        """Working pixels per photo pixel, vertically."""
+        return self.height / self.photo_height
+
+
+def fit_canvas(photo_width: int, photo_height: int, working_size: int) -> Canvas:
+    """Canvas whose longest side is ``working_size``; photos are enlarged or reduced alike, sides rounded."""
+    if photo_width < 1 or photo_height < 1 or working_size < 1:
+        raise InputError(f"photo {photo_width}x{photo_height} at working size {working_size}: all must be positive")
+    scale = working_size / max(photo_width, photo_height)
+    return Canvas(photo_width, photo_height, max(1, round(photo_width * scale)), max(1, round(photo_height * scale)))
+
+
+def normalise(pixels: Tensor, config: TraceNetConfig) -> Tensor:
+    """uint8 RGB ``[H, W, 3]`` -> ``(pixel - mean) / std``, zero-padded to multiples of 32: ``[1, 3, H32, W32]``."""
+    x = pixels.permute(2, 0, 1).float()
+    if config.channel_order == "bgr":
+        x = x.flip(0)
+    x = (x - x.new_tensor(config.mean).view(3, 1, 1)) / x.new_tensor(config.std).view(3, 1, 1)
+    h, w = x.shape[-2:]
+    return torch.nn.functional.pad(x, (0, -w % PAD_TO, 0, -h % PAD_TO))[None]
+
+
+def prepare_image(photo: Image.Image, canvas: Canvas, config: TraceNetConfig) -> Tensor:
+    """RGB photo -> network input ``[1, 3, padded_height, padded_width]``; Pillow's bilinear resize."""
+    resized = photo.convert("RGB").resize((canvas.width, canvas.height), Image.Resampling.BILINEAR)
+    return normalise(torch.from_numpy(np.array(resized)), config)
+
+
+def to_working(points: Tensor, canvas: Canvas) -> Tensor:
+    """Clicks ``[N, 2]`` (x, y) in photo pixels -> positions on the working image: ``(x + 0.5) * scale``.
+
+    Raises:
+        ClickError: a click is not finite or lies outside the photo's pixels.
+    """
+    size = points.new_tensor([canvas.photo_width, canvas.photo_height])
+    centred = points + 0.5
+    inside = torch.isfinite(points).all(1) & (centred >= 0).all(1) & (centred < size).all(1)
+    if not bool(inside.all()):
+        bad = [tuple(p) for p in points[~inside][:4].tolist()]
+        raise ClickError(
+            f"clicks {bad} lie outside the photo of {canvas.photo_width}x{canvas.photo_height} pixels; "
+            f"x runs from 0 to {canvas.photo_width - 1}, y from 0 to {canvas.photo_height - 1}"
+        )
+    # Rounding, here or in a later conversion to float32, must not carry a click past the last pixel.
+    last = torch.nextafter(torch.tensor([canvas.width, canvas.height], dtype=torch.float32), torch.zeros(2))
+    return torch.minimum(centred * points.new_tensor([canvas.scale_x, canvas.scale_y]), last.to(points))
+
+
+def cells_of(clicks: Tensor, level: int) -> Tensor:
+    """Cells ``[N, 2]`` (row, column) of pyramid level ``level`` that hold ``clicks`` [N, 2] (x, y)."""
+    return (clicks.flip(1) / STRIDES[level]).floor().long()
+
+
+def decode_boxes(reg: Tensor, cells: Tensor, level: int, anchor_offset: str = "half") -> Tensor:
+    """Distances ``[N, 4]`` (left, top, right, bottom) from the cells' centres -> boxes ``[N, 4]`` (x0, y0, x1, y1).
+
+    The centre of cell ``i`` is ``i * s + s // 2``, or ``i * s`` for models with ``anchor_offset="zero"``.
+    """
+    stride = STRIDES[level]
+    centre = (cells.flip(1) * stride + (stride // 2 if anchor_offset == "half" else 0)).to(reg.dtype)
+    return torch.cat([centre - reg[:, :2], centre + reg[:, 2:]], 1)
+
+
+def predictions_at(outputs: dict[str, Tensor], clicks: Tensor, anchor_offset: str = "half") -> dict[str, Tensor]:
+    """Head outputs at the clicks' cells on every level.
+
+    Args:
+        outputs: planes of one image as :class:`tracenet.models.TraceNet` returns them.
+        clicks: ``[N, 2]`` (x, y) on the working image.
+        anchor_offset: of the model's config.
+
+    Returns:
+        ``logits``, ``ctr`` and (with a level head) ``level`` as ``[N, 5]``, ``theta`` ``[N, 5, 169]`` and
+        ``boxes`` ``[N, 5, 4]``; the second axis runs over P3..P7.
+    """
+    names = [name for name in ("logits", "ctr", "level", "theta", "reg") if f"{name}{LEVELS[0]}" in outputs]
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for level in LEVELS:
+        cells = cells_of(clicks, level)
+        for name in names:
+            found[name].append(outputs[f"{name}{level}"][0, :, cells[:, 0], cells[:, 1]].T)  # [N, c]
+    return gather_predictions(found, clicks, anchor_offset)
+
+
+def gather_predictions(
+    values: dict[str, list[Tensor]], clicks: Tensor, anchor_offset: str = "half"
+) -> dict[str, Tensor]:
+    """Per-level head values at the clicks (name -> five tensors ``[N, c]``) as :func:`predictions_at` returns them."""
+    boxes = [
+        decode_boxes(reg, cells_of(clicks, level), level, anchor_offset)
+        for level, reg in zip(LEVELS, values["reg"], strict=True)
+    ]
+    out = {"theta": torch.stack(values["theta"], 1), "boxes": torch.stack(boxes, 1)}
+    for name in ("ctr", "level"):
+        if name in values:
+            out[name] = torch.cat(values[name], 1)
+    out["logits"] = torch.stack([x.amax(1) for x in values["logits"]], 1)
+    return out
+
+
+def click_scores(predictions: dict[str, Tensor], score: str = "score") -> Tensor:
+    """Predicted quality ``[N, 5]`` in [0, 1] of the mask each level would give; see :class:`PredictorSettings`."""
+    quality = predictions["logits"].sigmoid()
+    return quality if score == "score" else (quality * predictions["ctr"].sigmoid()).sqrt()
+
+
+def rank_levels(predictions: dict[str, Tensor], settings: PredictorSettings) -> Tensor:
+    """Levels asked for, best first: ``[N, hi - lo + 1]``, values 3..7. Ties go to the finer level."""
+    if settings.level_choice == "level":
+        if "level" not in predictions:
+            raise InputError("level_choice='level' needs a model with level_head=True; use 'score' for this one")
+        rating = predictions["level"]
+    else:
+        rating = click_scores(predictions, settings.score)
+    lo, hi = settings.levels
+    rating = rating[:, lo - LEVELS[0] : hi - LEVELS[0] + 1]
+    return rating.argsort(dim=1, descending=True, stable=True) + lo
+
+
+def mask_origin(clicks: Tensor, level: int, rel_to: str) -> Tensor:
+    """Origin ``[N, 2]`` of the relative coordinates: the click, or the centre ``cell * s + s // 2`` of its cell."""
+    if rel_to == "click":
+        return clicks
+    stride = STRIDES[level]
+    return (clicks / stride).floor() * stride + stride // 2
+
+
+def half_logits(model: TraceNet, features: Tensor, theta: Tensor, clicks: Tensor, level: int) -> Tensor:
+    """Mask logits ``[N, h/2, w/2]`` of the padded working image for filters predicted at one level.
+
+    Args:
+        model: gives the mask head and the conventions.
+        features: ``maskfeat`` ``[1, 8, h/8, w/8]``.
+        theta: ``[N, 169]``.
+        clicks: ``[N, 2]`` (x, y) on the working image.
+        level: the level that predicted ``theta``.
+    """
+    if model.mask_head is None:
+        raise InputError("the model has mask_branch='none'; it predicts no masks")
+    origin = mask_origin(clicks, level, model.config.rel_to)
+    low = model.mask_head(features, theta, origin, theta.new_full((len(theta),), SIZES_OF_INTEREST[level]))
+    if model.config.mask_order == "upsample_logits":
+        return upsample_logits(low)[:, 0]
+    return torch.logit(upsample_probabilities(low)[:, 0], eps=1e-6)
+
+
+def box_window(box: Tensor, click: Tensor, canvas: Canvas, settings: PredictorSettings) -> Window:
+    """Samples of the half-resolution mask that are computed and kept.
+
+    The box ``[4]`` (x0, y0, x1, y1), each side moved out by ``mask_margin * side + mask_margin_pixels``, rounded
+    outwards and clipped to the un-padded image; it always holds the click ``[2]``. The whole image for ``"full"``.
+    """
+    height, width = math.ceil(canvas.height / HALF), math.ceil(canvas.width / HALF)
+    if settings.mask_window == "full":
+        return Window.full(height, width)
+    x0, y0, x1, y1 = torch.nan_to_num(box, nan=0.0, posinf=1e9, neginf=-1e9).tolist()
+    grow_x = (x1 - x0) * settings.mask_margin + settings.mask_margin_pixels
+    grow_y = (y1 - y0) * settings.mask_margin + settings.mask_margin_pixels
+    x, y = (int(v) for v in (click / HALF).floor().tolist())
+
+    def span(low: float, high: float, at: int, size: int) -> tuple[int, int]:
+        start = min(max(math.floor(low / HALF), 0), at)
+        return start, max(min(math.ceil(high / HALF), size), at + 1)
+
+    return Window(*span(y0 - grow_y, y1 + grow_y, y, height), *span(x0 - grow_x, x1 + grow_x, x, width))
+
+
+def photo_logits(logits: Tensor, window: Window, canvas: Canvas) -> Tensor:
+    """Mask logits of one window -> logits ``[photo_height, photo_width]``; a pixel is in the mask where they exceed 0.
+
+    Bilinear between half-resolution samples, whose centres lie at ``2i + 1`` on the working image; photo pixel ``x``
+    lies at ``(x + 0.5) * scale``. Samples outside the window count as :data:`OUTSIDE_LOGIT`.
+
+    Args:
+        logits: ``[window.height, window.width]``, the part of the half-resolution plane inside ``window``.
+    """
+    return resample_plane(half_plane(logits, window, canvas), canvas)
+
+
+def half_plane(logits: Tensor, window: Window, canvas: Canvas) -> Tensor:
+    """Mask logits of one window placed on the un-padded half-resolution plane, :data:`OUTSIDE_LOGIT` around it."""
+    if tuple(logits.shape) != (window.height, window.width):
+        raise InputError(f"logits have shape {tuple(logits.shape)}; the window is {window.height}x{window.width}")
+    plane = logits.new_full((math.ceil(canvas.height / HALF), math.ceil(canvas.width / HALF)), OUTSIDE_LOGIT)
+    plane[window.y0 : window.y1, window.x0 : window.x1] = logits
+    return plane
+
+
+def resample_plane(plane: Tensor, canvas: Canvas) -> Tensor:
+    """Half-resolution plane -> photo size, by the coordinates of :func:`photo_logits`."""
+    rows = _resample(plane, canvas.photo_height, canvas.scale_y)
+    return _resample(rows.T, canvas.photo_width, canvas.scale_x).T
+
+
+def _resample(plane: Tensor, size: int, scale: float) -> Tensor:
+    """Linear interpolation of ``plane`` [n, m] along its first axis to ``size`` photo pixels."""
+    position = (torch.arange(size, dtype=torch.float64) + 0.5) * (scale / HALF) - 0.5
+    position = position.clamp(0, plane.shape[0] - 1)
+    low = position.floor().long()
+    high = (low + 1).clamp(max=plane.shape[0] - 1)
+    weight = (position - low).to(plane.dtype)[:, None]
+    return torch.lerp(plane[low], plane[high], weight)
