@@ -1,0 +1,227 @@
+"""Checkpoint files: weights with everything a predictor must know, in one safetensors file.
+
+Metadata (all strings): ``format`` = ``tracenet``, ``version``, ``model`` (registry name), ``config``
+(:meth:`TraceNetConfig.to_dict` as JSON), ``predictor`` (:meth:`PredictorSettings.to_dict` as JSON) and
+``quantisation``. With ``int8_per_channel`` every tensor of two or more axes is stored as ``round(w / scale)`` in int8
+with ``<name>.scale`` = ``max|w| / 127`` per output channel (first axis), and restored to fp32 on load.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tracenet.inference import PredictorSettings
+from tracenet.models.registry import create_model, list_models
+from tracenet.models.tracenet import TraceNet, TraceNetConfig
+from tracenet_kernels.errors import CheckpointError
+
+FORMAT = "tracenet"
+VERSION = "1"
+QUANTISATIONS = ("none", "int8_per_channel")
+SCALE = ".scale"
+TORCH_SUFFIXES = (".pt", ".pth")
+BUNDLED = "tracenet_r50_fpn.safetensors"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says about itself."""
+
+    path: Path
+    version: str
+    model: str
+    config: TraceNetConfig
+    predictor: PredictorSettings
+    quantisation: str
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``w [out, ...]`` -> int8 of the same shape and fp32 scale ``[out]`` with ``w ~ q * scale``.
+
+    ``scale = max|w| / 127`` per output channel, so the error is at most half a step; a channel of zeros gets scale 1.
+    """
+    peak = weight.flatten(1).abs().amax(1).float()
+    scale = torch.where(peak > 0, peak / 127, torch.ones_like(peak))
+    q = torch.round(weight.float() / scale.view(-1, *[1] * (weight.ndim - 1)))
+    return q.clamp(-127, 127).to(torch.int8), scale
+
+
+def restore(q: Tensor, scale: Tensor) -> Tensor:
+    """int8 ``[out, ...]`` and scale ``[out]`` -> fp32."""
+    return q.float() * scale.view(-1, *[1] * (q.ndim - 1))
+
+
+def save_checkpoint(
+    model: TraceNet,
+    path: str | Path,
+    *,
+    predictor: PredictorSettings | dict[str, Any],
+    quantize: bool = False,
+    name: str | None = None,
+) -> None:
+    """Write ``model`` to ``path`` (``.safetensors``, or ``.pt``/``.pth`` for a plain torch file).
+
+    The file appears whole or not at all: it is written beside its target and renamed.
+
+    Args:
+        predictor: how to use the model on a photo.
+        quantize: store weights as int8 per output channel (a quarter of the size); safetensors only.
+        name: registry name of the architecture; by default ``tracenet_r{depth}_fpn``.
+
+    Raises:
+        CheckpointError: the suffix is not known, ``quantize`` does not go with it, or a weight is not finite.
+    """
+    path = Path(path)
+    settings = predictor if isinstance(predictor, PredictorSettings) else PredictorSettings.from_dict(predictor)
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": name or f"tracenet_r{model.config.depth}_fpn",
+        "config": json.dumps(model.config.to_dict()),
+        "predictor": json.dumps(settings.to_dict()),
+        "quantisation": QUANTISATIONS[quantize],
+    }
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    broken = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if broken:
+        raise CheckpointError(f"not saving {path}: weights that are not finite: {_listed(broken)}")
+    if path.suffix in TORCH_SUFFIXES:
+        if quantize:
+            raise CheckpointError(f"{path}: int8 weights are stored in .safetensors files only; change the suffix")
+    elif path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: a checkpoint ends in .safetensors, .pt or .pth")
+    if quantize:
+        for key in [k for k, v in state.items() if v.is_floating_point() and v.ndim >= 2]:
+            state[key], state[key + SCALE] = quantise(state[key])
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix in TORCH_SUFFIXES:
+            torch.save({**metadata, "state_dict": state}, partial)
+        else:
+            save_file(state, partial, metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> tuple[TraceNet, CheckpointInfo]:
+    """Read a file of :func:`save_checkpoint`: the model in evaluation mode (fp32, CPU) and what the file says.
+
+    Raises:
+        CheckpointError: the file is absent, truncated, not one of ours, of another version, or its keys or shapes do
+            not fit the model it names; the message lists them.
+    """
+    path = Path(path)
+    metadata, state = _read(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not a TraceNet checkpoint (format {metadata.get('format')!r}, expected {FORMAT!r}); "
+            "weights of other projects go through the importers in tracenet.models"
+        )
+    if metadata.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {metadata.get('version')!r}, this release reads {VERSION!r}; "
+            "save it again with a matching release"
+        )
+    absent = [key for key in ("model", "config", "predictor", "quantisation") if key not in metadata]
+    if absent:
+        raise CheckpointError(f"{path} lacks the metadata {_listed(absent)}; save it with save_checkpoint")
+    if metadata["model"] not in list_models():
+        raise CheckpointError(f"{path} holds a {metadata['model']!r}; models known here are {list_models()}")
+    if metadata["quantisation"] not in QUANTISATIONS:
+        raise CheckpointError(f"{path} is quantised as {metadata['quantisation']!r}; known are {QUANTISATIONS}")
+    try:
+        config = TraceNetConfig.from_dict(json.loads(metadata["config"]))
+        predictor = PredictorSettings.from_dict(json.loads(metadata["predictor"]))
+        model = create_model(metadata["model"], **config.to_dict())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} has metadata that cannot be read: {error}") from error
+    _fill(model, _dequantised(state, path) if metadata["quantisation"] != "none" else state, path)
+    return model, CheckpointInfo(
+        path, metadata["version"], metadata["model"], config, predictor, metadata["quantisation"]
+    )
+
+
+def bundled_checkpoint() -> Path:
+    """The checkpoint that ships with the package.
+
+    Raises:
+        CheckpointError: this installation was built without it.
+    """
+    path = Path(str(files("tracenet") / "assets" / BUNDLED))
+    if not path.is_file():
+        raise CheckpointError(f"this installation ships no checkpoint ({path} is absent); pass a checkpoint file")
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; pass a checkpoint, or no name for the bundled one")
+    if path.suffix in TORCH_SUFFIXES:
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path} cannot be read as a torch checkpoint: {_first_line(error)}") from error
+        if not isinstance(data, dict) or not isinstance(data.get("state_dict"), dict):
+            raise CheckpointError(f"{path} holds no 'state_dict'; save it with save_checkpoint")
+        return {k: v for k, v in data.items() if isinstance(v, str)}, data["state_dict"]
+    try:
+        with safe_open(path, "pt") as opened:
+            return opened.metadata() or {}, {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as safetensors: {_first_line(error)}; "
+            "it is truncated or of another kind, copy or download it again"
+        ) from error
+
+
+def _dequantised(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    out = {}
+    for key, tensor in state.items():
+        scale = state.get(key + SCALE)
+        if tensor.dtype == torch.int8:
+            if scale is None or tuple(scale.shape) != tuple(tensor.shape[:1]):
+                raise CheckpointError(f"{path}: {key} is int8 and needs {key + SCALE} of shape [{tensor.shape[0]}]")
+            out[key] = restore(tensor, scale)
+        elif not (key.endswith(SCALE) and key.removesuffix(SCALE) in state):
+            out[key] = tensor
+    return out
+
+
+def _fill(model: TraceNet, state: dict[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    problems = []
+    if missing := sorted(set(own) - set(state)):
+        problems.append(f"missing {_listed(missing)}")
+    if extra := sorted(set(state) - set(own)):
+        problems.append(f"unexpected {_listed(extra)}")
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in sorted(set(own) & set(state))
+        if state[key].shape != own[key].shape
+    ]
+    if shapes:
+        problems.append(f"wrong shape {_listed(shapes)}")
+    if problems:
+        raise CheckpointError(f"{path} does not fit its own config: {'; '.join(problems)}")
+    model.load_state_dict(state)
+
+
+def _listed(names: list[str], limit: int = 12) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
