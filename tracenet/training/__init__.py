@@ -1,0 +1,1 @@
+"""Training: samples, windows around clicks, losses and loops."""
