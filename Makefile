@@ -1,7 +1,8 @@
 # A fresh clone to a working result: `make test`, `make demo`. Everything lives in .venv.
 #
 # PYTHON  interpreter the environment is made from (3.10 or newer)
-# TORCH   requirement installed before everything else; an open range may pull gigabytes of CUDA packages
+# TORCH   requirement installed before everything else. On Linux the usual wheels bring gigabytes of CUDA packages;
+#         where pip knows a place with CPU wheels (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS), the pin takes those
 # EXTRAS  extras installed into the environment
 # TRACENET_BUILD_NATIVE=1 fails when the C++ extension does not build, =0 skips it; otherwise it is optional.
 
