@@ -50,6 +50,8 @@ class IndexMap(Rule):
             if not np.array_equal(self.index(node, source.y, length), np.arange(length)):
                 raise UnsupportedOpError(f"node {node.name!r} ({node.op}) indexes flattened rows and columns")
             return source
+        if node.ndim != node.args[0].ndim:
+            raise UnsupportedOpError(f"node {node.name!r} ({node.op}) flattens its input or adds new axes")
         return Layout(source.y, source.x, node.shape[source.y], node.shape[source.x])
 
     def _maps(self, node: Node) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +124,7 @@ class Pad(IndexMap):
         if node.op == "aten.pad":
             return str(node.arg(2, "mode", "constant"))
         if node.op == "aten._pad_enum":
-            return ("constant", "reflect", "replicate", "circular")[int(node.args[2])]
+            return ("reflect", "replicate", "circular", "constant")[int(node.args[2])]
         return {"constant": "constant", "reflection": "reflect", "replication": "replicate", "": "circular"}[
             node.op.removeprefix("aten.").split("_")[0]
         ]
@@ -156,12 +158,15 @@ class Pad(IndexMap):
         return torch.nn.functional.pad(x, pads, value=self.fill(node))
 
 
-@register_rule("aten.slice")
+@register_rule("aten.slice", "aten.narrow")
 class Slice(IndexMap):
     """``x[..., start:stop:step]`` along one axis."""
 
     def _slice(self, node: Node) -> tuple[int, slice]:
         axis = int(node.arg(1, "dim", 0)) % node.args[0].ndim
+        if node.op == "aten.narrow":
+            start = int(node.args[2]) % max(node.args[0].shape[axis], 1)
+            return axis, slice(start, start + int(node.args[3]))
         return axis, slice(node.arg(2, "start"), node.arg(3, "end"), node.arg(4, "step", 1))
 
     def index(self, node: Node, axis: int, length: int) -> np.ndarray:
@@ -210,11 +215,6 @@ class Roll(IndexMap):
 @register_rule("aten.repeat")
 class Repeat(IndexMap):
     """Tile a tensor: output ``i`` reads input ``i mod n``."""
-
-    def layout(self, node: Node) -> Layout | None:
-        if node.args[0].layout is not None and node.ndim != node.args[0].ndim:
-            raise UnsupportedOpError(f"node {node.name!r} repeats into new axes; use unsqueeze and expand")
-        return super().layout(node)
 
     def index(self, node: Node, axis: int, length: int) -> np.ndarray:
         return np.arange(node.shape[axis]) % length

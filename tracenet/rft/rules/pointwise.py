@@ -85,12 +85,13 @@ register_rule(
         for name in """
         abs acos add addcdiv addcmul alias alpha_dropout asin atan atan2 bitwise_and bitwise_not bitwise_or
         bitwise_xor ceil celu clamp clamp_max clamp_min clone contiguous copy copysign cos cosh detach div dropout elu
-        eq erf exp exp2 expm1 feature_dropout fill floor floor_divide fmod frac full_like ge gelu gt hardshrink
+        eq erf exp exp2 expm1 feature_dropout fill floor floor_divide fmod frac ge gelu gt hardshrink
         hardsigmoid hardswish hardtanh isfinite isinf isnan le leaky_relu lerp lift_fresh lift_fresh_copy log log10
         log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum
-        mish mul nan_to_num ne neg ones_like pow reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sgn
-        sigmoid sign silu sin sinh softplus softshrink softsign sqrt square sub tan tanh threshold to _to_copy
-        true_divide trunc type_as where xlogy zeros_like
+        mish mul nan_to_num ne neg pow reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sgn
+        sigmoid sign silu sin sinh softplus softshrink sqrt square sub tan tanh threshold to _to_copy
+        true_divide trunc type_as where xlogy
+        __and__ __or__ __xor__
         """.split()
     )
 )(Pointwise())

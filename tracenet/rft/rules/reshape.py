@@ -227,6 +227,8 @@ def _plane_map(shape: tuple[int, ...], out: tuple[int, ...], source: Layout) -> 
             return _to_merged(shape, out, source, groups)
         found.append(kept)
     (y, height, ry), (x, width, rx) = found
+    if y == x:  # one of them is a single row or column
+        return _to_merged(shape, out, source, groups)
     return _PlaneMap(Layout(y, x, height, width), (ry, rx))
 
 
@@ -256,7 +258,7 @@ def _to_merged(
     """(H, W) flattened together into one axis."""
     left, right = next(group for group in groups if source.y in group[0])
     real_right = [j for j in right if out[j] != 1]
-    if [i for i in left if shape[i] != 1] == [source.y, source.x] and len(real_right) == 1:
+    if [i for i in left if shape[i] != 1 or i in source.axes] == [source.y, source.x] and len(real_right) == 1:
         axis = real_right[0]
         return _PlaneMap(Layout(axis, axis, source.height, source.width, merged=True), (1, 1))
     return None
