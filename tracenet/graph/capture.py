@@ -205,7 +205,7 @@ class _Converter:
         self.map[fx_node] = node
 
     def _translate(self, value: Any) -> Any:
-        def replace(fx_node: fx.Node) -> Node:
+        def replace(fx_node: fx.Node) -> Any:
             if fx_node not in self.map:
                 raise CaptureError(f"the graph uses {fx_node.name} in a way that cannot be traced")
             return self.map[fx_node]
@@ -214,7 +214,7 @@ class _Converter:
 
     def _outputs(self) -> dict[str, Node]:
         output = next(n for n in self.exported.graph.nodes if n.op == "output")
-        results = list(output.args[0])  # type: ignore[arg-type]
+        results: list[Any] = list(output.args[0])
         spec = self.exported.call_spec.out_spec
         assert spec is not None
         paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(len(results))), spec))

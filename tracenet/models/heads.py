@@ -86,6 +86,7 @@ class Heads(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        assert self.logits.bias is not None
         nn.init.constant_(self.logits.bias, -math.log((1 - 0.01) / 0.01))
 
     def forward(self, x: Tensor, level: int) -> dict[str, Tensor]:

@@ -23,24 +23,24 @@ Real = type[Any]
 
 
 class Taps(NamedTuple):
-    """``output[i] = sum_t weight[i, t] * input[index[i, t]]`` along one axis of ``length`` input cells.
+    """``output[i] = sum_t weight[i, t] * input[taken[i, t]]`` along one axis of ``length`` input cells.
 
-    ``index [out, T]`` int64; ``weight [out, T]``, or None where T is 1 and the weight is one. Unused taps repeat the
+    ``taken [out, T]`` int64; ``weight [out, T]``, or None where T is 1 and the weight is one. Unused taps repeat the
     first index with weight zero, so they never widen a demand.
     """
 
-    index: np.ndarray
+    taken: np.ndarray
     weight: np.ndarray | None
 
     def demand(self, a: int, b: int) -> tuple[int, int]:
         if b <= a:
             return (0, 0)
-        rows = self.index[a:b]
+        rows = self.taken[a:b]
         return (int(rows.min()), int(rows.max()) + 1)
 
     def apply(self, x: Tensor, axis: int, a: int, b: int, origin: int) -> Tensor:
         """Taps of outputs ``[a, b)`` on a crop that starts at input cell ``origin``; half types sum in float32."""
-        index = torch.from_numpy(self.index[a:b] - origin).to(x.device)
+        index = torch.from_numpy(self.taken[a:b] - origin).to(x.device)
         if self.weight is None:
             return x.index_select(axis, index[:, 0])
         weight = torch.from_numpy(self.weight[a:b]).to(x.device)
