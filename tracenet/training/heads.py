@@ -15,11 +15,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +42,10 @@ from tracenet_kernels.errors import CheckpointError, InputError
 from tracenet_kernels.ops import aligned_bilinear
 
 CONFIG = TraceNetConfig(depth=50, stride_in_1x1=True, num_classes=1, tower_norm="bn_per_level", level_head=True)
-LOSS_WEIGHTS = {"dice": 1.0, "bce": 1.0, "level": 1.0, "box": 0.5, "score": 0.25, "centerness": 0.25}
+LOSS_WEIGHTS = {"dice": 1.0, "bce": 1.0, "level": 1.0, "choice": 2.0, "box": 0.5, "score": 0.25, "centerness": 0.25}
 EMA_EVERY = 5
+TRAINED_LEVELS = 3
+"""Levels of every click that learn box and mask: a choice one level off should still give a mask."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Recipe:
     steps: int = 6000
     images_per_step: int = 2
     clicks: int = 12
+    level_clicks: int = 16
     clicks_per_instance: int = 3
     lr: float = 5e-4
     norm_momentum: float = 0.02
@@ -99,9 +101,14 @@ def build_model(backbone: str | Path, seed: int, config: TraceNetConfig = CONFIG
     for module in model.fpn.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, a=1)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     heads = model.heads
     assert heads.theta is not None
+    theta_bias, reg_bias, score_bias = heads.theta.bias, heads.reg.bias, heads.logits.bias
+    assert theta_bias is not None
+    assert reg_bias is not None
+    assert score_bias is not None
     # The mask head starts as one ordinary small network for everyone; the filters' prediction adds to it.
     start = torch.zeros(THETA)
     at = 0
@@ -109,38 +116,48 @@ def build_model(backbone: str | Path, seed: int, config: TraceNetConfig = CONFIG
         start[at : at + size] = torch.randn(size) * math.sqrt(2 / fan_in)
         at += size
     with torch.no_grad():
-        heads.theta.bias.copy_(start)
-        heads.reg.bias.fill_(3.0)  # boxes of about six cells; a ReLU that starts at zero would not learn
-        heads.logits.bias.zero_()
-    return model.eval().to(memory_format=torch.channels_last)
+        theta_bias.copy_(start)
+        reg_bias.fill_(3.0)  # boxes of about six cells; a ReLU that starts at zero would not learn
+        score_bias.zero_()
+    return to_channels_last(model.eval())
 
 
-def frozen_planes(model: TraceNet, bf16: bool) -> Any:
+def to_channels_last(model: TraceNet) -> TraceNet:
+    """Convolution weights in NHWC, the faster layout for CPU convolutions."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def frozen_planes(model: TraceNet, bf16: bool) -> Callable[[Image.Image], dict[str, Tensor]]:
     """Function RGB image -> ``{"C3", "C4"}``, the frozen part of the backbone."""
     backbone = model.backbone
+    layer1, layer2, layer3 = (backbone.get_submodule(f"layer{i}") for i in (1, 2, 3))
 
     @torch.no_grad()
     def run(image: Image.Image) -> dict[str, Tensor]:
         x = normalise(torch.from_numpy(np.array(image)), model.config).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
             x = backbone.maxpool(F.relu(backbone.bn1(backbone.conv1(x))))
-            c3 = backbone.layer2(backbone.layer1(x))
-            return {"C3": c3, "C4": backbone.layer3(c3)}
+            c3 = layer2(layer1(x))
+            return {"C3": c3, "C4": layer3(c3)}
 
     return run
 
 
 def stage5(model: TraceNet, x: Tensor) -> Tensor:
     """C4 -> C5 with BatchNorm folded into the convolutions (stored statistics)."""
-    for block in model.backbone.layer4:
+    for block in model.backbone.get_submodule("layer4").children():
         assert isinstance(block, Bottleneck)
         y = x
         for conv, norm in ((block.conv1, block.bn1), (block.conv2, block.bn2), (block.conv3, block.bn3)):
             y = F.conv2d(y, *fold(conv, norm), stride=conv.stride, padding=conv.padding)
             y = F.relu(y) if conv is not block.conv3 else y
         if block.downsample is not None:
-            conv, norm = block.downsample[0], block.downsample[1]
-            x = F.conv2d(x, *fold(conv, norm), stride=conv.stride)
+            projection = block.downsample[0]
+            assert isinstance(projection, nn.Conv2d)
+            x = F.conv2d(x, *fold(projection, block.downsample[1]), stride=projection.stride)
         x = F.relu(x + y)
     return x
 
@@ -148,7 +165,7 @@ def stage5(model: TraceNet, x: Tensor) -> Tensor:
 def pyramid(model: TraceNet, planes: dict[str, Tensor], dtype: torch.dtype) -> dict[int, Tensor]:
     """Cached C3 and C4 -> P3..P7."""
     c3, c4 = (planes[k].to(dtype, memory_format=torch.channels_last) for k in ("C3", "C4"))
-    trained = next(model.backbone.layer4.parameters()).requires_grad
+    trained = next(model.backbone.get_submodule("layer4").parameters()).requires_grad
     with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
         c5 = stage5(model, c4)
     return model.fpn(c3, c4, c5)[1]
@@ -193,9 +210,13 @@ def calibrate(model: TraceNet, samples: Sequence[Sample]) -> None:
 
 
 def draw_clicks(sample: Sample, recipe: Recipe, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Instances ``[N]`` and clicks ``[N, 2]`` (x, y) on the view: half anywhere inside, half in the inner part."""
-    order = np.concatenate([rng.permutation(len(sample.masks)) for _ in range(recipe.clicks_per_instance)])
-    chosen = order[: recipe.clicks].astype(np.int64)
+    """Instances ``[N]`` and clicks ``[N, 2]`` (x, y) on the view: half anywhere inside, half in the inner part.
+
+    The first ``recipe.clicks`` are for all losses, up to ``recipe.level_clicks`` more for the choice of the level only.
+    """
+    rounds = math.ceil(recipe.clicks_per_instance * (recipe.clicks + recipe.level_clicks) / recipe.clicks)
+    order = np.concatenate([rng.permutation(len(sample.masks)) for _ in range(rounds)])
+    chosen = order[: recipe.clicks + recipe.level_clicks].astype(np.int64)
     clicks = np.empty((len(chosen), 2), np.float32)
     for i, instance in enumerate(chosen):
         depth = sample.depth[instance].numpy()
@@ -207,20 +228,25 @@ def draw_clicks(sample: Sample, recipe: Recipe, rng: np.random.Generator) -> tup
 
 
 def sample_losses(
-    model: TraceNet, sample: Sample, instance: Tensor, clicks: Tensor, bf16: bool, moments: Moments | None = None
+    model: TraceNet, sample: Sample, instance: Tensor, clicks: Tensor, recipe: Recipe, moments: Moments | None = None
 ) -> dict[str, Tensor]:
     """Mean losses over the clicks of one view, and ``iou`` of the masks at each click's likeliest level.
 
-    Every click trains box, score, centerness and mask at its two likeliest levels, weighted by their likelihood.
+    Every click trains box, score, centerness and mask at its likeliest levels, weighted by their likelihood. The level
+    head learns the size of the object (``level``, cross-entropy) and to choose the level whose mask is best
+    (``choice``, one minus the expected IoU under its softmax).
     """
     assert isinstance(model.mask_branch, MaskBranch)
     assert model.mask_head is not None
+    bf16, full = recipe.bf16, min(recipe.clicks, recipe.clicks_per_instance * len(sample.masks))
     boxes = sample.boxes[instance]
     wanted = losses.level_targets(boxes)
-    top = wanted.topk(2, dim=1)
-    share = (top.values / top.values.sum(1, keepdim=True)).clamp(min=0.2)
+    top = wanted.topk(TRAINED_LEVELS, dim=1)
+    share = (top.values / top.values.sum(1, keepdim=True)).clamp(min=0.15)
     pair_weight = torch.zeros_like(wanted).scatter_(1, top.indices, share)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    pair_weight[full:] = 0
+    # The cache of cast weights is one for all threads and cleared by whoever leaves first: sums would depend on luck.
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
         p = pyramid(model, sample.planes, torch.bfloat16 if bf16 else torch.float32)
         features = mask_features(model.mask_branch, p, moments).float()
         out, click_of, level_of = heads_at(model.heads, p, clicks, pair_weight > 0, moments)
@@ -230,7 +256,7 @@ def sample_losses(
     low = model.mask_head(features, out["theta"], clicks[click_of], sizes)
     h, w = sample.masks.shape[-2:]
     logits = upsample_logits(low)[:, 0, :h, :w]  # [M, h, w]
-    target = sample.masks[instance].float()[click_of] / 255
+    target = sample.masks[instance[click_of]].float() / 255
     pair_boxes = boxes[click_of]
     with torch.no_grad():
         # What inference keeps: the mask inside the box and a margin.
@@ -250,6 +276,8 @@ def sample_losses(
     }
     result = {name: (value * weight).sum() for name, value in each.items()}
     result["level"] = -(wanted * level_log).sum(1).mean()
+    reached = torch.zeros_like(wanted).index_put((click_of, level_of - LEVELS[0]), quality)
+    result["choice"] = 1 - (level_log.exp() * reached)[:full].sum(1).mean()
     best = top.indices[:, 0][click_of] + LEVELS[0] == level_of
     result["iou"] = quality[best].mean()
     result["level_hit"] = (out["level"].argmax(1) == top.indices[:, 0]).float().mean()
@@ -323,7 +351,7 @@ class Trainer:
     ) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor], Moments]:
         moments = Moments()
         moving = self.step < self.recipe.norm_frozen_from * self.recipe.steps
-        values = sample_losses(self.model, *drawn.result(), self.recipe.bf16, moments if moving else None)
+        values = sample_losses(self.model, *drawn.result(), self.recipe, moments if moving else None)
         total = torch.stack([LOSS_WEIGHTS[k] * v for k, v in values.items() if k in LOSS_WEIGHTS]).sum()
         gradients = torch.autograd.grad(total / self.recipe.images_per_step, self.trained, allow_unused=True)
         return gradients, {"loss": total.detach(), **{k: v.detach() for k, v in values.items()}}, moments

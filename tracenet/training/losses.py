@@ -33,7 +33,8 @@ def window_bce(logits: Tensor, target: Tensor, boxes: Tensor, stride: int, grow:
         logits, target: ``[M, h, w]`` at ``stride`` pixels per sample.
         boxes: ``[M, 4]`` (x0, y0, x1, y1) in pixels.
     """
-    weight = box_samples(boxes, *logits.shape[-2:], stride, grow, pad)
+    h, w = logits.shape[-2:]
+    weight = box_samples(boxes, h, w, stride, grow, pad)
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (each * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
 

@@ -1,0 +1,102 @@
+"""One-click evaluation: what is scored is what the predictor returns, and the numbers add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tracenet.data import CocoDataset
+from tracenet.evaluation.one_click import ClickResult, evaluate, main, segment_clicks, summarise
+from tracenet.inference import PredictorSettings
+from tracenet.models import TraceNet, create_model
+from tracenet.models.weights import save_checkpoint
+from tracenet.predictor import Predictor
+
+SETTINGS = PredictorSettings(working_size=96, mask_margin=0.3)
+
+
+@pytest.fixture(scope="module")
+def model() -> TraceNet:
+    torch.manual_seed(0)
+    model = create_model("tracenet_r50_fpn", channels=16, level_head=True)
+    with torch.no_grad():
+        assert model.heads.theta is not None
+        model.heads.theta.bias.normal_()
+        model.heads.reg.bias.fill_(3.0)
+    return model
+
+
+def write_dataset(folder: Path) -> CocoDataset:
+    rng = np.random.default_rng(0)
+    for name, (h, w) in (("a.png", (70, 90)), ("b.png", (60, 40))):
+        Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)).save(folder / name)
+    box = [[10, 10, 30, 10, 30, 40, 10, 40]]
+    data = {
+        "images": [
+            {"id": 1, "file_name": "a.png", "width": 90, "height": 70},
+            {"id": 2, "file_name": "b.png", "width": 40, "height": 60},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 600, "segmentation": box},
+            {"id": 2, "image_id": 1, "category_id": 1, "iscrowd": 1, "area": 600, "segmentation": box},
+            {"id": 3, "image_id": 2, "category_id": 1, "area": 1024, "segmentation": box},
+            {"id": 4, "image_id": 2, "category_id": 1, "segmentation": [[1, 1, 4, 1, 4, 4, 1, 4]]},
+        ],
+    }
+    (folder / "a.json").write_text(json.dumps(data))
+    return CocoDataset(folder, folder / "a.json")
+
+
+def test_what_is_scored_is_what_predict_returns(model: TraceNet) -> None:
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 255, (50, 75, 3), dtype=np.uint8))
+    points = torch.tensor([[3.0, 2.0], [40.0, 30.0], [74.0, 49.0]])
+    predictor = Predictor(model, SETTINGS)
+    predictor.set_image(photo)
+    for point, (mask, level, score) in zip(points, segment_clicks(model, SETTINGS, photo, points), strict=True):
+        masks, scores, _ = predictor.predict(point[None].numpy())
+        # A pixel whose logit is 0 up to rounding may fall on either side.
+        assert np.mean(masks[0] != mask) < 1e-3
+        assert float(scores[0]) == pytest.approx(score, abs=1e-4)
+        assert predictor.last_levels is not None
+        assert int(predictor.last_levels[0]) == level
+
+
+def test_every_usable_instance_is_clicked_once(model: TraceNet, tmp_path: Path) -> None:
+    results = evaluate(model, SETTINGS, write_dataset(tmp_path))
+    assert [(r.instance, r.image) for r in results] == [(1, 1), (3, 2)]  # no crowd, nothing below 16 pixels
+    for r in results:
+        assert 0 <= r.intersection <= r.union
+        assert r.level in range(3, 8)
+
+
+def test_summary() -> None:
+    results = [
+        ClickResult(1, 1, 100.0, 50, 100, 3, 0.5),
+        ClickResult(2, 1, 1024.0, 80, 100, 4, 0.6),
+        ClickResult(3, 2, 9216.0, 0, 800, 4, 0.0),
+    ]
+    out = summarise(results)
+    assert out["one_click_miou"] == pytest.approx((0.5 + 0.8) / 3)
+    assert out["one_click_pooled"] == pytest.approx(130 / 1000)
+    assert out["hit_rate_70"] == pytest.approx(1 / 3)
+    assert [out["by_size"][size]["instances"] for size in ("small", "medium", "large")] == [1, 1, 1]
+    assert out["levels"] == {"P3": 1, "P4": 2, "P5": 0, "P6": 0, "P7": 0}
+    assert (out["images"], out["instances"]) == (2, 3)
+    assert summarise([])["one_click_miou"] is None
+
+
+def test_command_writes_json(model: TraceNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path)
+    save_checkpoint(model, tmp_path / "m.safetensors", predictor=SETTINGS, quantize=True)
+    files = ["--images", str(tmp_path), "--annotations", str(tmp_path / "a.json")]
+    main([*files, "--checkpoint", str(tmp_path / "m.safetensors"), "--json", str(tmp_path / "out.json")])
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert data["instances"] == 2
+    assert data["quantisation"] == "int8_per_channel"
+    assert [row["annotation"] for row in data["rows"]] == [1, 3]
+    assert "one_click_miou" in capsys.readouterr().out

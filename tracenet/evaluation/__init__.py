@@ -1,0 +1,1 @@
+"""Evaluation: how good one click is."""
