@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+import torch
+
 from tracenet.crop_pad import Patch
 from tracenet.graph.graph import INPUT, Graph
 from tracenet_kernels.window import Window
@@ -51,7 +53,7 @@ class FeatureStore:
             if any(old.window.contains(patch.window) for old in held):
                 continue
             held[:] = [old for old in held if not patch.window.contains(old.window)]
-            held.append(patch)
+            held.append(_own(patch))
         if self.bytes > self.max_bytes:
             self.clear()
 
@@ -62,3 +64,11 @@ class FeatureStore:
         else:
             for name in names:
                 self.patches.pop(name, None)
+
+
+def _own(patch: Patch) -> Patch:
+    """The patch, copied where its tensor is part of a larger one that it would keep alive."""
+    tensor = patch.tensor
+    if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+        return Patch(patch.window, tensor.clone(memory_format=torch.contiguous_format))
+    return patch
