@@ -14,8 +14,8 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-# The order of a float sum depends on the number of threads. Parallel workers share the cores.
-torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
+# The order of a float sum depends on the number of threads, and parallel workers share the cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

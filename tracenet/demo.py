@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tracenet import inference, pictures
+from tracenet.cli import parse_click
 from tracenet.files import save_json, save_picture
 from tracenet.image_io import load_image
 from tracenet.predictor import Predictor
@@ -81,9 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, default=None, help="default: the bundled one")
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder to write to")
     options = parser.parse_args(argv)
-    x, y = (float(part) for part in options.click.split(","))
     try:
-        report = run(options.image, (x, y), options.checkpoint, options.out)
+        report = run(options.image, parse_click(options.click), options.checkpoint, options.out)
     except TraceNetError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2

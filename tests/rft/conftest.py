@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
@@ -103,12 +103,3 @@ def _edges(window: Window) -> list[Window]:
 def trace_check() -> TraceCheck:
     """``trace_check(model, traced, inputs, request, tolerance, tight)`` gives the plan it checked."""
     return check
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from a second thread and lose much where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
