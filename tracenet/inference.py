@@ -43,6 +43,8 @@ class PredictorSettings:
         working_size: longest side in pixels to which photos are resized.
         levels: first and last pyramid level asked at the click, inclusive.
         level_choice: ``"level"`` (the level head's softmax over the cells at the click) or ``"score"``.
+        level_smoothing: share of its probability that each level lends to its neighbours before the best is taken
+            (with ``"level"``): a level between two likely ones is a safer choice than a lone peak.
         mask_window: ``"box"`` (predicted box and margin) or ``"full"``.
         mask_margin: share of the box's sides by which each side of the window moves out.
         mask_margin_pixels: working pixels by which each side moves out besides.
@@ -52,6 +54,7 @@ class PredictorSettings:
     working_size: int = 640
     levels: tuple[int, int] = (3, 7)
     level_choice: str = "level"
+    level_smoothing: float = 0.0
     mask_window: str = "box"
     mask_margin: float = 0.15
     mask_margin_pixels: float = 4.0
@@ -68,6 +71,8 @@ class PredictorSettings:
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}={getattr(self, name)!r} is not known; choose one of {allowed}")
+        if not 0 <= self.level_smoothing <= 1:
+            raise InputError(f"level_smoothing is {self.level_smoothing!r}; it is a share between 0 and 1")
         if not (math.isfinite(self.mask_margin) and math.isfinite(self.mask_margin_pixels)):
             raise InputError("mask margins must be finite")
 
@@ -234,6 +239,11 @@ def rank_levels(predictions: dict[str, Tensor], settings: PredictorSettings) -> 
         rating = click_scores(predictions, settings.score)
     lo, hi = settings.levels
     rating = rating[:, lo - LEVELS[0] : hi - LEVELS[0] + 1]
+    if settings.level_choice == "level" and settings.level_smoothing > 0:
+        own = rating.softmax(1)
+        rating = own.clone()
+        rating[:, 1:] += settings.level_smoothing * own[:, :-1]
+        rating[:, :-1] += settings.level_smoothing * own[:, 1:]
     return rating.argsort(dim=1, descending=True, stable=True) + lo
 
 

@@ -12,10 +12,11 @@ from PIL import Image
 
 from tracenet.data import CocoDataset
 from tracenet.evaluation.one_click import ClickResult, evaluate, main, segment_clicks, summarise
-from tracenet.inference import PredictorSettings
+from tracenet.inference import PredictorSettings, rank_levels
 from tracenet.models import TraceNet, create_model
 from tracenet.models.weights import save_checkpoint
 from tracenet.predictor import Predictor
+from tracenet_kernels.errors import InputError
 
 SETTINGS = PredictorSettings(working_size=96, mask_margin=0.3)
 
@@ -100,3 +101,14 @@ def test_command_writes_json(model: TraceNet, tmp_path: Path, capsys: pytest.Cap
     assert data["quantisation"] == "int8_per_channel"
     assert [row["annotation"] for row in data["rows"]] == [1, 3]
     assert "one_click_miou" in capsys.readouterr().out
+
+
+def test_level_smoothing_prefers_the_level_between_two_likely_ones() -> None:
+    chance = torch.tensor([[0.35, 0.25, 0.30, 0.05, 0.05], [0.9, 0.05, 0.03, 0.01, 0.01]])
+    predictions = {"level": chance.log()}
+    assert rank_levels(predictions, PredictorSettings()).tolist() == [[3, 5, 4, 6, 7], [3, 4, 5, 6, 7]]
+    smooth = PredictorSettings(level_smoothing=0.5)
+    assert rank_levels(predictions, smooth)[:, 0].tolist() == [4, 3]
+    assert rank_levels(predictions, PredictorSettings(levels=(5, 7), level_smoothing=0.5))[:, 0].tolist() == [5, 5]
+    with pytest.raises(InputError, match="level_smoothing"):
+        PredictorSettings(level_smoothing=1.5)

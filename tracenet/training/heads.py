@@ -119,15 +119,8 @@ def build_model(backbone: str | Path, seed: int, config: TraceNetConfig = CONFIG
         theta_bias.copy_(start)
         reg_bias.fill_(3.0)  # boxes of about six cells; a ReLU that starts at zero would not learn
         score_bias.zero_()
-    return to_channels_last(model.eval())
-
-
-def to_channels_last(model: TraceNet) -> TraceNet:
-    """Convolution weights in NHWC, the faster layout for CPU convolutions."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-    return model
+    # NHWC is the faster layout for convolutions on a CPU; torch leaves this overload untyped.
+    return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def frozen_planes(model: TraceNet, bf16: bool) -> Callable[[Image.Image], dict[str, Tensor]]:
