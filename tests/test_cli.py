@@ -210,6 +210,14 @@ def test_segment_refuses_and_leaves_no_trace(
         assert (tmp_path / "mask.png").read_bytes() == old
 
 
+def test_trace_draws_its_windows(run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "windows.png"
+    ran = run("trace", "--size", "96x64", "--click", "50,30", "--levels", "3-3", "--picture", target)
+    assert ran.code == 0, ran.err
+    with Image.open(target) as drawn:
+        assert drawn.width > 5 * 300
+
+
 def test_trace_json(run: Run) -> None:
     options = ["trace", "--model", "tracenet_r50_fpn", "--size", "96x64", "--click", "50,30", "--levels", "3-7"]
     ran = run(*options, "--mask-cells", "4", "--classes", "80", "--json")

@@ -134,6 +134,8 @@ def trace(
     mask_branch: Annotated[str, typer.Option(help="condinst, p3 or none.")] = "condinst",
     stride_in_1x1: Annotated[bool, typer.Option("--stride-in-1x1", help="MSRA stride placement.")] = False,
     classes: Annotated[int, typer.Option(help="Classes of the score head.")] = 80,
+    picture: Annotated[Path | None, typer.Option(help="Also write the windows of each layer over an image.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Photo behind that picture, stretched to the size.")] = None,
     as_json: Json = False,
 ) -> None:
     """Trace one click: the window of every layer and what it costs."""
@@ -152,6 +154,11 @@ def trace(
         stride_in_1x1=stride_in_1x1,
         num_classes=classes,
     )
+    if picture is not None:
+        from tracenet.files import save_picture
+        from tracenet.pictures import backdrop, plan_picture
+
+        save_picture(plan_picture(plan, backdrop(plane, image), at), picture)
     if as_json:
         print(json.dumps(summary(plan)))
     else:

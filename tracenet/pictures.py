@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from tracenet.image_io import load_image
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.window import Window
 
 MASK_COLOUR = (30, 144, 255)
 WINDOW_COLOUR = (64, 160, 255)
 CLICK_COLOUR = (255, 214, 10)
+LAYERS = ("image", "backbone.conv1", "C2", "C3", "C4", "C5", "P5", "P4", "P3", "maskfeat")
+"""Layers shown in the picture of windows, from the image to the mask features."""
 MIN_CELL_PIXELS = 4
 """A window's grid is drawn where its cells are at least this large on the picture."""
 
@@ -165,3 +169,16 @@ def join(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
         sheet.paste(picture, (left, 0))
         left += picture.width + gap
     return sheet
+
+
+def plan_picture(plan: Any, image: Image.Image, click: Sequence[float] | None = None) -> Image.Image:
+    """:func:`windows_picture` of a plan of TraceNet: those of :data:`LAYERS` that it visits."""
+    layers = [layer for layer in LAYERS if layer in plan.windows]
+    return windows_picture(image, plan.windows, planes_of(plan), layers, click, columns=5, panel_width=300)
+
+
+def backdrop(size: tuple[int, int], photo: str | Path | None = None) -> Image.Image:
+    """A photo stretched to ``size`` (width, height), or a plain one."""
+    if photo is None:
+        return Image.new("RGB", size, (214, 226, 240))
+    return load_image(photo).resize(size, Image.Resampling.BILINEAR)

@@ -14,9 +14,6 @@ from tracenet.image_io import load_image
 from tracenet.predictor import Predictor
 from tracenet_kernels.errors import InputError
 
-LAYERS = ("image", "backbone.conv1", "C2", "C3", "C4", "C5", "P5", "P4", "P3", "maskfeat")
-"""Layers shown in the picture of windows, from the image to the mask features."""
-
 
 def segment_photo(
     image: str | Path,
@@ -89,6 +86,6 @@ def windows_of(predictor: Predictor, photo: Image.Image, click: tuple[float, flo
     working = Image.new("RGB", (canvas.padded_width, canvas.padded_height), (124, 117, 104))
     working.paste(photo.resize((canvas.width, canvas.height), Image.Resampling.BILINEAR))
     planes = {name: size for part in plan.plans for name, size in pictures.planes_of(part).items()}
-    layers = [layer for layer in LAYERS if layer in plan.windows]
+    layers = [layer for layer in pictures.LAYERS if layer in plan.windows]
     at = ((click[0] + 0.5) * canvas.scale_x, (click[1] + 0.5) * canvas.scale_y)
     return pictures.windows_picture(working, plan.windows, planes, layers, at, columns=5, panel_width=300)
