@@ -149,6 +149,19 @@ def test_held_back_images_leave_training(tmp_path: Path) -> None:
     assert {r.id for r in CocoDataset(tmp_path, tmp_path / "a.json", without=held)} == {r.id for r in data} - held
 
 
+def test_overflowed_variance_keeps_its_function_in_finite_numbers() -> None:
+    norm = torch.nn.BatchNorm2d(3).eval()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    assert norm.running_var is not None
+    norm.running_var[1] = float("inf")
+    x = torch.randn(1, 3, 4, 4)
+    expected = norm(x)
+    norm.load_state_dict(heads.overflow_silenced(norm.state_dict()))
+    assert bool(torch.isfinite(norm.running_var).all())
+    torch.testing.assert_close(norm(x), expected)
+
+
 def test_foreign_backbones_are_refused(tmp_path: Path) -> None:
     save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="missing"):

@@ -86,7 +86,7 @@ def build_model(backbone: str | Path, seed: int, config: TraceNetConfig = CONFIG
     """TraceNet with an ImageNet backbone and He-initialised layers above it, in evaluation mode."""
     torch.manual_seed(seed)
     model = TraceNet(config)
-    state = {k: v.float() for k, v in load_file(backbone).items()}
+    state = overflow_silenced({k: v.float() for k, v in load_file(backbone).items()})
     try:
         missing, unexpected = model.backbone.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -121,6 +121,23 @@ def build_model(backbone: str | Path, seed: int, config: TraceNetConfig = CONFIG
         score_bias.zero_()
     # NHWC is the faster layout for convolutions on a CPU; torch leaves this overload untyped.
     return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def overflow_silenced(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same function in finite numbers: a BatchNorm channel whose variance overflowed to infinity gives its bias.
+
+    Half precision ends at 65504, which the stem's variance on 0-255 images can exceed.
+    """
+    out = dict(state)
+    for key, variance in state.items():
+        if not key.endswith("running_var") or bool(torch.isfinite(variance).all()):
+            continue
+        lost = torch.isinf(variance)
+        out[key] = variance.masked_fill(lost, 1.0)
+        for name in ("weight", "running_mean"):
+            other = key.replace("running_var", name)
+            out[other] = state[other].masked_fill(lost, 0.0)
+    return out
 
 
 def frozen_planes(model: TraceNet, bf16: bool) -> Callable[[Image.Image], dict[str, Tensor]]:
