@@ -15,7 +15,7 @@ from tracenet.models.weights import BUNDLED
 from tracenet.segment import segment_photo
 
 ASSETS = Path(str(files("tracenet") / "assets"))
-CLICKS = {"coffee": (330, 230), "chelsea": (230, 120), "rocket": (320, 250), "astronaut": (220, 120)}
+CLICKS = {"coffee": (290, 100), "chelsea": (230, 120), "rocket": (320, 250), "astronaut": (220, 120)}
 
 pytestmark = pytest.mark.skipif(
     not (ASSETS / BUNDLED).is_file(), reason=f"the checkpoint tracenet/assets/{BUNDLED} is absent"
@@ -27,7 +27,7 @@ def predictor() -> Predictor:
     return Predictor.from_pretrained()
 
 
-@pytest.mark.parametrize("name", ["coffee", "chelsea"])
+@pytest.mark.parametrize("name", ["coffee", "chelsea", "rocket"])
 def test_one_click_on_a_photo(predictor: Predictor, name: str, tmp_path: Path) -> None:
     path, click = ASSETS / "photos" / f"{name}.jpg", CLICKS[name]
     report = segment_photo(path, click, tmp_path / "mask.png", predictor=predictor)
@@ -65,11 +65,11 @@ def test_a_small_window_costs_less(predictor: Predictor) -> None:
     with Image.open(ASSETS / "photos" / "coffee.jpg") as photo:
         predictor.set_image(photo)
     macs = []
-    for levels, window in (((3, 3), 32), ((3, 5), "box"), ((3, 7), "full")):
+    for levels, window in (((3, 5), 32), ((3, 7), "full")):
         predictor.forget_features()
         predictor.predict([CLICKS["coffee"]], levels=levels, mask_window=window)
         assert predictor.last_plan is not None
         macs.append(predictor.last_plan.macs)
         full = predictor.last_plan.full_macs
-    assert macs[0] < macs[1] <= macs[2] <= full
+    assert macs[0] < macs[1] <= full
     assert macs[0] < 0.5 * full

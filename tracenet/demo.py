@@ -27,7 +27,7 @@ from tracenet.predictor import Predictor
 from tracenet.segment import segment_photo, windows_of
 from tracenet_kernels.errors import TraceNetError
 
-PHOTO, CLICK = "coffee", (330.0, 230.0)
+PHOTO, CLICK = "rocket", (322.0, 280.0)
 REPEATS = 5
 
 
