@@ -83,7 +83,7 @@ def test_a_rule_that_gives_the_wrong_shape_or_fails_is_named(clean_registry: Non
     for rule, words in (
         (Wrong(), r"node 'blur' \(tracenet_test.blur\) gave \[1, 1, 2, 1\] .* must give \[1, 1, 2, 3\]"),
         (Failing(), r"node 'blur' \(tracenet_test.blur\) failed on window \[1, 3\) x \[2, 5\): no memory left"),
-        (Greedy(), r"'mul' is read whole but only \[1, 3\) x \[2, 5\) was computed"),
+        (Greedy(), r"of 'mul' is read, but .* neither computed nor"),
     ):
         tracenet.register_rule("tracenet_test.blur", replace=True)(rule)
         traced = tracenet.trace(Blur().eval(), x)

@@ -65,11 +65,11 @@ def test_a_small_window_costs_less(predictor: Predictor) -> None:
     with Image.open(ASSETS / "photos" / "coffee.jpg") as photo:
         predictor.set_image(photo)
     macs = []
-    for levels, window in (((3, 5), 32), ((3, 7), "full")):
+    for levels, window in (((3, 3), 32), ((3, 5), "box"), ((3, 7), "full")):
         predictor.forget_features()
         predictor.predict([CLICKS["coffee"]], levels=levels, mask_window=window)
         assert predictor.last_plan is not None
         macs.append(predictor.last_plan.macs)
         full = predictor.last_plan.full_macs
-    assert macs[0] < macs[1] <= full
+    assert macs[0] < macs[1] < macs[2] <= full
     assert macs[0] < 0.5 * full

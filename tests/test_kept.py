@@ -8,12 +8,12 @@ import torch
 
 from tracenet.crop_pad import Patch
 from tracenet.graph.graph import INPUT
-from tracenet.kept import FeatureStore, kept_names
+from tracenet.kept import MAX_PATCHES, FeatureStore, kept_names
 from tracenet_kernels.window import Window
 
 
-def patch(window: Window, channels: int = 2) -> Patch:
-    return Patch(window, torch.zeros(1, channels, window.height, window.width))
+def patch(window: Window, channels: int = 2) -> list[Patch]:
+    return [Patch(window, torch.zeros(1, channels, window.height, window.width))]
 
 
 def test_patches_that_cover_one_another() -> None:
@@ -26,6 +26,13 @@ def test_patches_that_cover_one_another() -> None:
     assert store.windows() == {"a": [large], "b": [small]}
     store.add({"a": patch(other)})
     assert store.windows() == {"a": [large, other], "b": [small]}
+
+
+def test_of_many_patches_the_oldest_go() -> None:
+    store = FeatureStore()
+    windows = [Window(i, i + 1, 0, 1) for i in range(MAX_PATCHES + 3)]
+    store.add({"a": [patch(window)[0] for window in windows]})
+    assert store.windows() == {"a": windows[3:]}
 
 
 def test_bytes_are_counted_and_bounded() -> None:
@@ -44,7 +51,7 @@ def test_bytes_are_counted_and_bounded() -> None:
 def test_a_crop_of_a_larger_tensor_does_not_hold_it() -> None:
     whole = torch.zeros(1, 8, 100, 100)
     store = FeatureStore()
-    store.add({"a": Patch(Window(0, 2, 0, 2), whole[:, :, :2, :2])})
+    store.add({"a": [Patch(Window(0, 2, 0, 2), whole[:, :, :2, :2])]})
     held = store.patches["a"][0].tensor
     assert held.untyped_storage().nbytes() == store.bytes == 8 * 4 * 4
 

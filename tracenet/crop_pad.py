@@ -17,7 +17,7 @@ from torch import Tensor
 from tracenet.graph.graph import INPUT, Node
 from tracenet.rft.rules.pointwise import crop_output
 from tracenet.rft.rules.registry import Demand, find_rule
-from tracenet.rft.trace import NodePlan, Plan, resolve_output
+from tracenet.rft.trace import Plan, resolve_output
 from tracenet_kernels.errors import ExecutionError, TraceNetError
 from tracenet_kernels.window import Window, subtract_all
 
@@ -31,7 +31,7 @@ class Patch:
 
 
 Store = Mapping[str, list[Patch]]
-"""Node name -> disjoint patches already known."""
+"""Node name -> patches already known."""
 
 
 class _Values:
@@ -39,34 +39,45 @@ class _Values:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.tensors: dict[Node, tuple[Window, Tensor]] = {}
+        self.patches: dict[Node, list[Patch]] = {}
 
     def whole(self, producer: Node) -> Tensor:
         if producer.value is not None:
             return producer.value
-        if producer not in self.tensors:
-            raise ExecutionError(f"{producer.name!r} was not computed although it is read whole")
-        window, tensor = self.tensors[producer]
-        if window != producer.full_window:
-            raise ExecutionError(f"{producer.name!r} is read whole but only {window} was computed")
-        return tensor
+        return self.window(producer, producer.full_window)
+
+    def window(self, producer: Node, window: Window) -> Tensor:
+        """``window`` of what is known of a node: a view of one patch, or several put together."""
+        patches = self.patches.get(producer, [])
+        for patch in patches:
+            if patch.window.contains(window):
+                return crop_patch(producer, patch, window)
+        missing, layout = subtract_all(window, [patch.window for patch in patches]), producer.layout
+        if missing or layout is None or layout.merged:
+            absent = missing[0] if missing else window
+            raise ExecutionError(
+                f"{window} of {producer.name!r} is read, but {absent} was neither computed nor is it in the store; "
+                "a rule reads what it demands, and a plan made with kept=... needs those patches"
+            )
+        shape = list(producer.shape)
+        shape[layout.y], shape[layout.x] = window.height, window.width
+        out = torch.empty(shape, dtype=producer.dtype, device=self.device)
+        for patch in patches:
+            common = patch.window.intersect(window)
+            if not common.is_empty:
+                to = common.shift(-window.y0, -window.x0)
+                _narrow(out, layout.axes, to).copy_(crop_patch(producer, patch, common))
+        return out
 
     def __call__(self, demand: Demand, fill: float | None = None) -> Tensor:
         producer, window, axes, _ = demand
         layout = producer.layout
         if layout is not None and demand.fits and producer.value is None:
-            plane, held = producer.plane, self.tensors.get(producer)
+            plane = producer.plane
             clipped = window.clip(*plane)
             if clipped.is_empty:
                 return self._nothing(producer, window, axes, 0.0 if fill is None else fill)
-            if held is None or not held[0].contains(clipped):
-                raise ExecutionError(
-                    f"{clipped} of {producer.name!r} is read but {held[0] if held else 'nothing'} was computed"
-                )
-            origin, tensor = held
-            if layout.merged:
-                return _crop_merged(tensor, axes[0], origin, clipped)
-            crop = _narrow(tensor, axes, clipped.shift(-origin.y0, -origin.x0))
+            crop = self.window(producer, clipped)
         else:
             tensor = self.whole(producer)
             if axes[0] is not None and axes[0] == axes[1]:
@@ -122,17 +133,17 @@ def _pad(crop: Tensor, axes: tuple[int | None, int | None], window: Window, clip
 
 def run_plan(
     plan: Plan, inputs: list[Tensor], store: Store | None = None, keep: Iterable[str] = ()
-) -> tuple[dict[int | str, Tensor], dict[str, Patch]]:
+) -> tuple[dict[int | str, Tensor], dict[str, list[Patch]]]:
     """Execute a plan.
 
     Args:
         plan: from :func:`tracenet.rft.plan_windows`.
         inputs: the network's inputs, full size, in order.
         store: patches of the nodes that the plan was told are kept.
-        keep: names of nodes whose windows are to be returned beside the outputs.
+        keep: names of nodes whose values are to be returned beside the outputs.
 
     Returns:
-        the outputs keyed like the request and cropped to it, and the patches of the ``keep`` nodes that were visited.
+        the outputs keyed like the request and cropped to it, and what was computed of each of the ``keep`` nodes.
 
     Raises:
         ExecutionError: a node failed; the message names it and what it was computing.
@@ -140,22 +151,24 @@ def run_plan(
     values = _Values(inputs[0].device)
     position = {node: i for i, node in enumerate(plan.graph.inputs)}
     uses = _uses(plan)
-    wanted, kept = set(keep), {}
+    wanted: set[str] = set(keep)
+    kept: dict[str, list[Patch]] = {}
     with torch.no_grad():
         for entry in plan.nodes:
-            if entry.node.value is not None:
-                tensor = entry.node.value
-            elif entry.node.op == INPUT:
-                tensor = crop_output(entry.node, inputs[position[entry.node]], entry.window)
+            node = entry.node
+            if node.value is not None:
+                computed = [Patch(entry.window, node.value)]
+            elif node.op == INPUT:
+                computed = [Patch(entry.window, crop_output(node, inputs[position[node]], entry.window))]
             else:
-                tensor = _compute(entry, values, (store or {}).get(entry.node.name, []))
-            values.tensors[entry.node] = (entry.window, tensor)
-            if entry.node.name in wanted:
-                kept[entry.node.name] = Patch(entry.window, tensor)
+                computed = [Patch(piece, _compute(node, piece, values)) for piece in entry.pieces]
+            values.patches[node] = [*(store or {}).get(node.name, ()), *computed]
+            if node.name in wanted and computed:
+                kept[node.name] = computed
             for read in entry.reads:
                 uses[read.producer] -= 1
                 if uses[read.producer] == 0:
-                    values.tensors.pop(read.producer, None)
+                    values.patches.pop(read.producer, None)
     outputs: dict[int | str, Tensor] = {}
     for key, window in plan.request.items():
         node = resolve_output(plan.graph, key)
@@ -173,20 +186,15 @@ def _uses(plan: Plan) -> Counter[Node]:
     return uses
 
 
-def _compute(entry: NodePlan, values: _Values, patches: list[Patch]) -> Tensor:
-    node, window = entry.node, entry.compute
-    tensor: Tensor | None = None
-    if not window.is_empty:
-        try:
-            tensor = find_rule(node).run(node, window, values)
-        except TraceNetError:
-            raise
-        except Exception as error:
-            raise ExecutionError(f"node {node.name!r} ({node.op}) failed on window {window}: {error}") from error
-        _check_shape(node, window, tensor)
-        if window == entry.window:
-            return tensor
-    return _assemble(entry, tensor, patches)
+def _compute(node: Node, window: Window, values: _Values) -> Tensor:
+    try:
+        tensor = find_rule(node).run(node, window, values)
+    except TraceNetError:
+        raise
+    except Exception as error:
+        raise ExecutionError(f"node {node.name!r} ({node.op}) failed on window {window}: {error}") from error
+    _check_shape(node, window, tensor)
+    return tensor
 
 
 def _check_shape(node: Node, window: Window, tensor: Tensor) -> None:
@@ -199,30 +207,6 @@ def _check_shape(node: Node, window: Window, tensor: Tensor) -> None:
         raise ExecutionError(
             f"node {node.name!r} ({node.op}) gave {list(tensor.shape)} for window {window}; its rule must give {shape}"
         )
-
-
-def _assemble(entry: NodePlan, tensor: Tensor | None, patches: list[Patch]) -> Tensor:
-    """Kept patches and the freshly computed part as one tensor; no cell is read that was not computed."""
-    node, window = entry.node, entry.window
-    parts = list(patches) + ([Patch(entry.compute, tensor)] if tensor is not None else [])
-    for part in parts:
-        if part.window.contains(window):
-            return crop_patch(node, part, window)
-    layout = node.layout
-    missing = subtract_all(window, [part.window for part in parts])
-    if missing or layout is None or layout.merged:
-        raise ExecutionError(
-            f"the plan counts on kept values of {node.name!r}, but {missing[0] if missing else window} of it is not in "
-            "the store; pass the patches that plan(kept=...) was told of"
-        )
-    shape = list(node.shape)
-    shape[layout.y], shape[layout.x] = window.height, window.width
-    out = torch.empty(shape, dtype=node.dtype, device=parts[0].tensor.device)
-    for part in parts:
-        common = part.window.intersect(window)
-        if not common.is_empty:
-            _narrow(out, layout.axes, common.shift(-window.y0, -window.x0)).copy_(crop_patch(node, part, common))
-    return out
 
 
 def crop_patch(node: Node, patch: Patch, window: Window) -> Tensor:

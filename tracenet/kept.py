@@ -11,6 +11,7 @@ from tracenet.crop_pad import Patch
 from tracenet.graph.graph import INPUT, Graph
 from tracenet_kernels.window import Window
 
+MAX_PATCHES = 24
 _BLOCK = re.compile(r"(backbone\.layer\d+\.\d+|backbone\.maxpool|fpn\.(lateral|output)\d|fpn\.p\d|mask_branch\.out)$")
 
 
@@ -46,13 +47,16 @@ class FeatureStore:
         """Name -> kept windows, as :meth:`tracenet.TracedModel.plan` takes them."""
         return {name: [patch.window for patch in patches] for name, patches in self.patches.items()}
 
-    def add(self, patches: dict[str, Patch]) -> None:
-        """Keep new patches; one that an older patch covers is not kept, older ones that it covers are dropped."""
-        for name, patch in patches.items():
+    def add(self, patches: dict[str, list[Patch]]) -> None:
+        """Keep new patches; one that an older patch covers is not kept, older ones that it covers are dropped.
+
+        Of more than :data:`MAX_PATCHES` patches of a node the oldest go: planning looks at each of them.
+        """
+        for name, patch in ((name, patch) for name, several in patches.items() for patch in several):
             held = self.patches.setdefault(name, [])
             if any(old.window.contains(patch.window) for old in held):
                 continue
-            held[:] = [old for old in held if not patch.window.contains(old.window)]
+            held[:] = [old for old in held if not patch.window.contains(old.window)][1 - MAX_PATCHES :]
             held.append(_own(patch))
         if self.bytes > self.max_bytes:
             self.clear()

@@ -65,8 +65,8 @@ class TracedModel:
         store: crop_pad.Store | None = None,
         keep: Sequence[str] = (),
         backend: str = "torch",
-    ) -> tuple[dict[int | str, Tensor], dict[str, crop_pad.Patch]]:
-        """As :meth:`run`, reading kept patches from ``store`` and returning those of the nodes named in ``keep``."""
+    ) -> tuple[dict[int | str, Tensor], dict[str, list[crop_pad.Patch]]]:
+        """As :meth:`run`, with kept patches from ``store``; also gives what was computed of the nodes in ``keep``."""
         if backend not in BACKENDS:
             raise BackendError(f"backend {backend!r} is not available; choose one of {BACKENDS}")
         if not isinstance(plan, Plan):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tracenet
 from tracenet.crop_pad import Patch
 from tracenet.rft import Plan
+from tracenet.rft.trace import MAX_PIECES, merge_windows
 from tracenet.traced import TracedModel
 from tracenet_kernels.errors import ExecutionError, RequestError
-from tracenet_kernels.window import EMPTY, Window
+from tracenet_kernels.window import EMPTY, Window, hull, subtract_all
 
 
 class Pyramid(nn.Module):
@@ -49,7 +52,7 @@ def run_with(traced: TracedModel, x: Tensor, request: dict[int | str, Window], s
 def keep(traced: TracedModel, x: Tensor, request: dict[int | str, Window], *names: str) -> dict[str, list[Patch]]:
     _, patches = traced.run_keeping(x, traced.plan(request), keep=names)
     assert set(patches) == set(names)
-    return {name: [patch] for name, patch in patches.items()}
+    return patches
 
 
 def test_nothing_behind_a_fully_kept_node_is_visited(net) -> None:
@@ -97,9 +100,33 @@ def test_several_patches(net) -> None:
     assert computed(plan)["last"] == Window(1, 7, 15, 18)
     torch.testing.assert_close(outputs[0], full[:, :, 1:7, 2:18], rtol=0, atol=1e-12)
 
-    plan, outputs = run_with(traced, x, {0: Window(0, 9, 0, 16)}, store)  # an L: its hull is computed again
-    assert computed(plan)["last"] == Window(0, 9, 0, 16)
+    plan, outputs = run_with(traced, x, {0: Window(0, 9, 0, 16)}, store)  # an L: its two arms are computed
+    assert {entry.node.name: set(entry.pieces) for entry in plan.nodes}["last"] == {
+        Window(8, 9, 0, 16),
+        Window(0, 8, 15, 16),
+    }
     torch.testing.assert_close(outputs[0], full[:, :, :9, :16], rtol=0, atol=1e-12)
+
+
+def test_a_ring_costs_less_than_its_hull_and_every_layer_computes_only_what_it_needs(net) -> None:
+    model, traced, x = net
+    store = keep(traced, x, {"deep": Window(3, 17, 4, 20)}, "last", "relu_1", "relu")
+    request: dict[int | str, Window] = {"deep": Window(2, 18, 3, 21)}
+    plan, outputs = run_with(traced, x, request, store)
+    assert plan.macs < 0.5 * traced.plan(request).macs
+    pieces = {entry.node.name: entry.pieces for entry in plan.nodes}
+    assert len(pieces["last"]) == 4
+    assert sum(piece.area for piece in pieces["last"]) == 16 * 18 - 14 * 16
+    torch.testing.assert_close(outputs["deep"], model(x)["deep"][:, :, 2:18, 3:21].detach(), rtol=0, atol=1e-12)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 9)] * 4), min_size=1, max_size=9))
+def test_merged_windows_cover_the_given_ones_with_few(corners: list[tuple[int, int, int, int]]) -> None:
+    windows = [Window(min(a, b), max(a, b) + 1, min(c, d), max(c, d) + 1) for a, b, c, d in corners]
+    pieces = merge_windows(windows)
+    assert 1 <= len(pieces) <= MAX_PIECES
+    assert all(not subtract_all(window, pieces) for window in windows)
+    assert hull(pieces) == hull(windows)
 
 
 def test_kept_values_are_the_ones_used(net) -> None:
@@ -146,5 +173,5 @@ def test_unknown_names_and_missing_patches_are_refused(net) -> None:
     with pytest.raises(RequestError, match="'lost' is to be kept"):
         traced.run_keeping(x, traced.plan({0: Window(0, 1, 0, 1)}), keep=["lost"])
     plan = traced.plan({0: Window(0, 4, 0, 4)}, kept={"last": [Window(0, 3, 0, 4)]})
-    with pytest.raises(ExecutionError, match=r"'last'.*not in the store"):
+    with pytest.raises(ExecutionError, match=r"'last' is read.*nor is it in the store"):
         traced.run(x, plan)

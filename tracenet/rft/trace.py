@@ -17,7 +17,12 @@ from tracenet_kernels.errors import RequestError, WindowError
 from tracenet_kernels.window import EMPTY, Border, Window, border_of, hull, subtract_all
 
 Kept = Mapping[str, Sequence[Window]]
-"""Node name -> disjoint windows whose values are already known."""
+"""Node name -> windows whose values are already known."""
+
+MAX_PIECES = 4
+"""Windows per node that a plan over kept values computes apart; the ring around one window has four."""
+MERGE_WASTE = 0.2
+"""Two pieces become one if their hull holds at most this share of cells that neither needs."""
 
 
 @dataclass(slots=True)
@@ -35,9 +40,9 @@ class NodePlan:
 
     Attributes:
         window: hull of the consumers' demands, on the plane.
-        compute: the part of it that has to be computed: all of it, or the hull of what is not kept (``EMPTY`` if
-            everything is).
-        reads: what computing it reads of each producer, with borders.
+        pieces: what has to be computed: the window itself, or at most :data:`MAX_PIECES` windows that cover what is
+            demanded and not kept (none if everything is).
+        reads: what computing the pieces reads of each producer, with borders.
         macs: multiply-adds of computing it.
         bytes: bytes of its output window.
         barrier: why it reads whole planes, or None.
@@ -45,11 +50,16 @@ class NodePlan:
 
     node: Node
     window: Window
-    compute: Window
+    pieces: list[Window]
     reads: list[Read] = field(default_factory=list)
     macs: int = 0
     bytes: int = 0
     barrier: str | None = None
+
+    @property
+    def compute(self) -> Window:
+        """Hull of the pieces; ``EMPTY`` if nothing is computed."""
+        return hull(self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +212,7 @@ def plan_windows(
     plans: dict[Node, NodePlan] = {}
     for node in reversed(_post_order(list(demands))):
         if node in demands:  # else only kept values lie between it and the request
-            plans[node] = entry = _visit(node, hull(demands[node]), (kept or {}).get(node.name, ()))
+            plans[node] = entry = _visit(node, demands[node], kept)
             for read in entry.reads:
                 if not read.window.is_empty:
                     demands.setdefault(read.producer, []).append(read.window)
@@ -226,23 +236,63 @@ def _post_order(roots: list[Node]) -> list[Node]:
     return order
 
 
-def _visit(node: Node, window: Window, kept: Sequence[Window]) -> NodePlan:
+def _visit(node: Node, windows: list[Window], kept: Kept | None) -> NodePlan:
     if node.layout_error is not None:
         raise node.layout_error
-    compute = window
-    if node.layout is not None and node.layout.merged:  # patches of flattened planes are not put together
-        compute = EMPTY if any(part.contains(window) for part in kept) else window
-    elif kept:
-        compute = hull(subtract_all(window, kept))
-    entry = NodePlan(node, window, compute, bytes=costs.window_bytes(node, window))
-    if node.op in (INPUT, CONSTANT) or compute.is_empty:
+    window = hull(windows)
+    entry = NodePlan(node, window, [window], bytes=costs.window_bytes(node, window))
+    if node.op in (INPUT, CONSTANT):
         return entry
     rule = find_rule(node)
-    demands = list(rule.demands(node, compute))
-    entry.reads.extend(_read(demand) for demand in demands)
-    entry.barrier = rule.barrier(node) or _mismatch(demands)
-    entry.macs = rule.macs(node, compute)
+    if kept:
+        entry.pieces = _missing(node, windows, kept.get(node.name, ()), whole=rule.barrier(node) is not None)
+    for piece in entry.pieces:
+        demands = list(rule.demands(node, piece))
+        entry.reads.extend(_read(demand) for demand in demands)
+        entry.barrier = rule.barrier(node) or _mismatch(demands)
+        entry.macs += rule.macs(node, piece)
     return entry
+
+
+def _missing(node: Node, windows: list[Window], kept: Sequence[Window], whole: bool) -> list[Window]:
+    """Windows to compute so that, with the kept ones, every demand is covered.
+
+    Without kept values a node's window is the hull of its demands. With them the hull of a ring would be everything,
+    so what is missing stays apart where that saves work. Barriers and flattened planes are never split.
+    """
+    layout = node.layout
+    if whole or layout is None or layout.merged:
+        window = hull(windows)
+        return [] if any(part.contains(window) for part in kept) else [window]
+    return merge_windows([piece for window in windows for piece in subtract_all(window, kept)])
+
+
+def merge_windows(windows: list[Window]) -> list[Window]:
+    """At most :data:`MAX_PIECES` windows that cover ``windows``.
+
+    The pair whose hull wastes the smallest share is merged until few enough are left and every further merge would
+    waste more than :data:`MERGE_WASTE` of its hull.
+    """
+    pieces: list[Window] = []
+    for window in sorted(set(windows), key=lambda w: -w.area):
+        if not window.is_empty and not any(piece.contains(window) for piece in pieces):
+            pieces.append(window)
+    while len(pieces) > 1:
+        waste, i, j = min(
+            (_waste(pieces[i], pieces[j]), i, j) for i in range(len(pieces)) for j in range(i + 1, len(pieces))
+        )
+        if len(pieces) <= MAX_PIECES and waste > MERGE_WASTE:
+            break
+        merged = hull((pieces[i], pieces[j]))
+        pieces = [piece for piece in pieces if not merged.contains(piece)] + [merged]
+    return pieces
+
+
+def _waste(a: Window, b: Window) -> float:
+    """Share of the hull of two windows that neither covers."""
+    height, width = max(a.y1, b.y1) - min(a.y0, b.y0), max(a.x1, b.x1) - min(a.x0, b.x0)
+    common = max(min(a.y1, b.y1) - max(a.y0, b.y0), 0) * max(min(a.x1, b.x1) - max(a.x0, b.x0), 0)
+    return 1 - (a.area + b.area - common) / (height * width)
 
 
 def _read(demand: Demand) -> Read:
