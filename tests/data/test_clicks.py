@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import binary_dilation
 
-from tracenet.data import deepest_interior_point, interior_depth
+from tracenet.data import click_bands, deepest_interior_point, interior_depth, simulate_clicks
+from tracenet.data.clicks import band_kernel
 from tracenet_kernels.errors import InputError
 
 
@@ -41,3 +45,57 @@ def test_refuses_empty_and_misshapen_masks() -> None:
         deepest_interior_point(np.zeros((3, 3), bool))
     with pytest.raises(InputError, match=r"pass \[H, W\]"):
         interior_depth(np.zeros((1, 3, 3), bool))
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> np.ndarray:
+    """Blobs and specks of any shape, holes and several parts included."""
+    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    mask = np.random.default_rng(draw(st.integers(0, 2**31))).random((height, width)) < draw(st.floats(0.02, 1))
+    mask[draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))] = True
+    return mask
+
+
+def bands_by_dilation(mask: np.ndarray) -> np.ndarray:
+    """The definition word for word: repeated binary dilation of the centre-of-mass pixel."""
+    ys, xs = np.nonzero(mask)
+    box = np.ones((band_kernel(np.ptp(ys) + 1), band_kernel(np.ptp(xs) + 1)), bool)
+    seen, grown = np.zeros_like(mask), np.zeros_like(mask)
+    grown[int(ys.mean() + 0.5), int(xs.mean() + 0.5)] = True
+    bands = np.full(mask.shape, -1)
+    for band in range(5):
+        grown = binary_dilation(grown, box) if band < 4 else np.ones_like(mask)
+        bands[mask & grown & ~seen] = band
+        seen |= grown
+    return bands
+
+
+@given(masks())
+def test_bands_are_the_repeated_dilations_and_partition_the_mask(mask: np.ndarray) -> None:
+    bands = click_bands(mask)
+    np.testing.assert_array_equal(bands, bands_by_dilation(mask))
+    np.testing.assert_array_equal(bands >= 0, mask)
+
+
+@given(masks(), st.integers(0, 1000))
+def test_five_clicks_in_every_band_that_has_pixels(mask: np.ndarray, seed: int) -> None:
+    clicks = simulate_clicks(mask, np.random.default_rng(seed))
+    bands = click_bands(mask)
+    assert clicks.areas.sum() == mask.sum()
+    np.testing.assert_array_equal(bands[clicks.points[:, 1], clicks.points[:, 0]], clicks.bands)
+    for band, area in enumerate(clicks.areas):
+        drawn = clicks.points[clicks.bands == band]
+        assert len(drawn) == (5 if area else 0)
+        assert area < 5 or len({tuple(point) for point in drawn}) == 5
+    again = simulate_clicks(mask, np.random.default_rng(seed))
+    np.testing.assert_array_equal(clicks.points, again.points)
+
+
+def test_kernel_is_a_fifth_of_the_side_made_odd() -> None:
+    assert [band_kernel(side) for side in (1, 14, 15, 20, 25, 100, 101)] == [3, 3, 3, 5, 5, 21, 21]
+
+
+def test_bands_of_a_square_by_hand() -> None:
+    bands = click_bands(np.ones((25, 25), bool))
+    assert bands[12, 12] == 0
+    assert [int((bands == band).sum()) for band in range(5)] == [25, 56, 88, 120, 336]

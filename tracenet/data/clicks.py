@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
@@ -29,3 +31,71 @@ def deepest_interior_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
         raise InputError(f"mask of shape {mask.shape} is empty; a click needs at least one pixel")
     y, x = divmod(int(interior_depth(mask).argmax()), mask.shape[1])
     return x, y
+
+
+BANDS = 5
+CLICKS_PER_BAND = 5
+
+
+@dataclass(frozen=True)
+class BandClicks:
+    """Simulated clicks on one object.
+
+    Attributes:
+        points: ``[K, 2]`` int64 pixels (x, y), all inside the mask.
+        bands: ``[K]`` int64, the band 0..4 of each click, innermost first.
+        areas: ``[5]`` int64 pixels of each band; they add up to the mask's.
+    """
+
+    points: NDArray[np.int64]
+    bands: NDArray[np.int64]
+    areas: NDArray[np.int64]
+
+
+def band_kernel(extent: int) -> int:
+    """Side of the dilation kernel for a bounding box side: a fifth of it, made odd, at least 3."""
+    return max(3, extent // BANDS | 1)
+
+
+def click_bands(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Band 0..4 of every pixel of ``mask`` [H, W], -1 outside (paper, section IV-B).
+
+    ``D_k`` is the centre-of-mass pixel dilated k times by a rectangle of ``band_kernel`` of the bounding box's sides,
+    that is a rectangle too. Band k is the mask inside ``D_k`` but not ``D_{k-1}``; the last band is the rest of it.
+    The centre of mass is rounded half up; it may lie outside the mask, and inner bands may be empty.
+
+    Raises:
+        InputError: the mask is empty or not two-dimensional.
+    """
+    if mask.ndim != 2 or not mask.any():
+        raise InputError(f"mask of shape {mask.shape} has no pixels; pass [H, W] with at least one")
+    ys, xs = np.nonzero(mask)
+    rings = []
+    for positions in (ys, xs):
+        centre = int(np.floor(positions.mean() + 0.5))
+        reach = band_kernel(int(positions.max() - positions.min()) + 1) // 2
+        # Dilated k times, the pixel reaches k * reach cells to each side.
+        rings.append(np.maximum(-(-np.abs(positions - centre) // reach), 1))
+    bands = np.full(mask.shape, -1, np.int64)
+    bands[ys, xs] = np.minimum(np.maximum(*rings), BANDS) - 1
+    return bands
+
+
+def simulate_clicks(mask: NDArray[np.bool_], rng: np.random.Generator, per_band: int = CLICKS_PER_BAND) -> BandClicks:
+    """``per_band`` clicks in each band of ``mask`` [H, W], uniformly without replacement.
+
+    A band of fewer than ``per_band`` pixels is drawn from with replacement; an empty band gives no clicks.
+
+    Raises:
+        InputError: the mask is empty or not two-dimensional.
+    """
+    bands = click_bands(mask)
+    points, numbers, areas = [], [], []
+    for band in range(BANDS):
+        ys, xs = np.nonzero(bands == band)
+        areas.append(len(ys))
+        if len(ys):
+            chosen = rng.choice(len(ys), per_band, replace=len(ys) < per_band)
+            points.append(np.stack([xs[chosen], ys[chosen]], 1))
+            numbers.append(np.full(per_band, band))
+    return BandClicks(np.concatenate(points), np.concatenate(numbers), np.array(areas))
