@@ -166,6 +166,37 @@ def trace(
 
 
 @app.command()
+def evaluate(
+    images: Annotated[Path, typer.Option(help="Folder of the photos.")],
+    annotations: Annotated[Path, typer.Option(help="COCO-style json.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file (default: the bundled one).")] = None,
+    clicks: Annotated[int, typer.Option(help="Simulated clicks per object, a multiple of five.")] = 25,
+    seed: Annotated[int, typer.Option(help="Of the simulated clicks.")] = 0,
+    rft: Annotated[int, typer.Option(help="Objects run again through the tracer and compared.")] = 10,
+    json_path: Annotated[Path | None, typer.Option("--json", help="File to write the metrics to.")] = None,
+) -> None:
+    """mIoU-T, mTA and one-click IoU on annotated images."""
+    from tracenet.files import check_target, save_json
+    from tracenet.models.weights import bundled_checkpoint, load_checkpoint
+
+    try:
+        from tracenet.data import CocoDataset
+        from tracenet.evaluation.protocol import check_tracing, evaluate_dataset, summarise
+    except ModuleNotFoundError as error:
+        raise InputError(f"evaluation needs {error.name}; install it with pip install 'tracenet[eval]'") from error
+    if json_path is not None:
+        check_target(json_path)
+    model, info = load_checkpoint(checkpoint or bundled_checkpoint())
+    dataset = CocoDataset(images, annotations)
+    report = summarise(evaluate_dataset(model, info.predictor, dataset, clicks, seed), dataset.categories)
+    report["rft_checked"], report["rft_max_error"] = check_tracing(model, info.predictor, dataset, rft)
+    if json_path is not None:
+        save_json(report, json_path)
+    shown = {key: value for key, value in report.items() if not key.startswith("by_category")}
+    print(json.dumps(shown, indent=2))
+
+
+@app.command()
 def costs(
     size: Annotated[str, typer.Option(help="Image size, multiples of 32.", metavar="WxH")] = "1024x768",
     classes: Annotated[int, typer.Option(help="Classes of the score head.")] = 80,

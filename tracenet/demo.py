@@ -19,8 +19,9 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from tracenet import inference, pictures
+from tracenet import pictures
 from tracenet.cli import parse_click
+from tracenet.exactness import full_network_error
 from tracenet.files import save_json, save_picture
 from tracenet.image_io import load_image
 from tracenet.predictor import Predictor
@@ -34,26 +35,6 @@ REPEATS = 5
 def photo_path(name: str) -> Path:
     """A bundled photo: ``astronaut``, ``chelsea``, ``coffee`` or ``rocket`` (public domain or CC0)."""
     return Path(str(resources.files("tracenet").joinpath(f"assets/photos/{name}.jpg")))
-
-
-def max_error(predictor: Predictor, click: tuple[float, float]) -> tuple[float, float]:
-    """Largest absolute difference of the last click's mask logits from the untraced network's, and ``max|full|``.
-
-    Both are compared inside the mask window, the only place where a traced run promises anything.
-    """
-    canvas, model, plan = predictor.canvas, predictor.model, predictor.last_plan
-    assert plan is not None and predictor.last_levels is not None
-    level = int(predictor.last_levels[0])
-    window = plan.segment[0].request["mask_half"]
-    _, _, logits = predictor.predict([list(click)], [1], levels=(level, level))
-    working = inference.to_working(torch.tensor([click], dtype=torch.float64), canvas).float()
-    with torch.inference_mode():
-        full = model(predictor.image)
-        theta = inference.predictions_at(full, working)["theta"][:, level - 3]
-        plane = inference.half_logits(model, full["maskfeat"], theta, working, level)[0]
-    rows, columns = window.slices
-    difference = torch.from_numpy(logits[0])[rows, columns] - plane[rows, columns]
-    return float(difference.abs().max()), float(plane.abs().max())
 
 
 def measure(predictor: Predictor, click: tuple[float, float], advance: Callable[[], None]) -> dict[str, float]:
@@ -104,7 +85,7 @@ def run(image: Path, click: tuple[float, float], checkpoint: Path | None, out: P
         with_overlay = pictures.join([load_image(out / "overlay.png"), windows])
         save_picture(with_overlay, out / "overview.png")
         progress.advance(task)
-        error, peak = max_error(predictor, click)
+        error, peak = full_network_error(predictor, click)
         progress.advance(task)
         report["median_ms"] = measure(predictor, click, lambda: progress.advance(task))
     report.update(max_error=error, max_abs_full=peak, threads=torch.get_num_threads(), torch=torch.__version__)

@@ -13,44 +13,12 @@ from PIL import Image
 from tracenet.data import CocoDataset
 from tracenet.evaluation.one_click import ClickResult, evaluate, main, segment_clicks, summarise
 from tracenet.inference import PredictorSettings, rank_levels
-from tracenet.models import TraceNet, create_model
+from tracenet.models import TraceNet
 from tracenet.models.weights import save_checkpoint
 from tracenet.predictor import Predictor
 from tracenet_kernels.errors import InputError
 
 SETTINGS = PredictorSettings(working_size=96, mask_margin=0.3)
-
-
-@pytest.fixture(scope="module")
-def model() -> TraceNet:
-    torch.manual_seed(0)
-    model = create_model("tracenet_r50_fpn", channels=16, level_head=True)
-    with torch.no_grad():
-        assert model.heads.theta is not None
-        model.heads.theta.bias.normal_()
-        model.heads.reg.bias.fill_(3.0)
-    return model
-
-
-def write_dataset(folder: Path) -> CocoDataset:
-    rng = np.random.default_rng(0)
-    for name, (h, w) in (("a.png", (70, 90)), ("b.png", (60, 40))):
-        Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)).save(folder / name)
-    box = [[10, 10, 30, 10, 30, 40, 10, 40]]
-    data = {
-        "images": [
-            {"id": 1, "file_name": "a.png", "width": 90, "height": 70},
-            {"id": 2, "file_name": "b.png", "width": 40, "height": 60},
-        ],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 600, "segmentation": box},
-            {"id": 2, "image_id": 1, "category_id": 1, "iscrowd": 1, "area": 600, "segmentation": box},
-            {"id": 3, "image_id": 2, "category_id": 1, "area": 1024, "segmentation": box},
-            {"id": 4, "image_id": 2, "category_id": 1, "segmentation": [[1, 1, 4, 1, 4, 4, 1, 4]]},
-        ],
-    }
-    (folder / "a.json").write_text(json.dumps(data))
-    return CocoDataset(folder, folder / "a.json")
 
 
 def test_what_is_scored_is_what_predict_returns(model: TraceNet) -> None:
@@ -67,8 +35,8 @@ def test_what_is_scored_is_what_predict_returns(model: TraceNet) -> None:
         assert int(predictor.last_levels[0]) == level
 
 
-def test_every_usable_instance_is_clicked_once(model: TraceNet, tmp_path: Path) -> None:
-    results = evaluate(model, SETTINGS, write_dataset(tmp_path))
+def test_every_usable_instance_is_clicked_once(model: TraceNet, dataset: CocoDataset) -> None:
+    results = evaluate(model, SETTINGS, dataset)
     assert [(r.instance, r.image) for r in results] == [(1, 1), (3, 2)]  # no crowd, nothing below 16 pixels
     for r in results:
         assert 0 <= r.intersection <= r.union
@@ -91,10 +59,11 @@ def test_summary() -> None:
     assert summarise([])["one_click_miou"] is None
 
 
-def test_command_writes_json(model: TraceNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_dataset(tmp_path)
+def test_command_writes_json(
+    model: TraceNet, dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_checkpoint(model, tmp_path / "m.safetensors", predictor=SETTINGS, quantize=True)
-    files = ["--images", str(tmp_path), "--annotations", str(tmp_path / "a.json")]
+    files = ["--images", str(dataset.annotations.parent), "--annotations", str(dataset.annotations)]
     main([*files, "--checkpoint", str(tmp_path / "m.safetensors"), "--json", str(tmp_path / "out.json")])
     data = json.loads((tmp_path / "out.json").read_text())
     assert data["instances"] == 2

@@ -50,6 +50,8 @@ class CocoDataset:
         only: image ids to keep; all by default.
         without: image ids to leave out.
 
+    ``categories`` maps category ids to names (empty if the json lists none).
+
     Crowd regions are skipped. Instances of fewer than :data:`MIN_PIXELS` pixels are dropped when decoded.
 
     Raises:
@@ -65,6 +67,7 @@ class CocoDataset:
     ) -> None:
         self.annotations = Path(annotations)
         data = _read_json(self.annotations)
+        self.categories = {int(c["id"]): str(c.get("name", c["id"])) for c in data.get("categories", [])}
         records: dict[int, ImageRecord] = {}
         for entry in data["images"]:
             image_id, name, width, height = self._fields(entry, "image", ("id", "file_name", "width", "height"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,22 +65,23 @@ class ClickResult:
 @torch.inference_mode()
 def segment_clicks(
     model: TraceNet, settings: PredictorSettings, photo: Image.Image, points: Tensor
-) -> list[tuple[NDArray[np.bool_], int, float]]:
-    """Best mask ``[H, W]``, its level (3..7) and its score for every click ``[N, 2]`` (x, y) on one photo."""
+) -> Iterator[tuple[NDArray[np.bool_], int, float]]:
+    """Best mask ``[H, W]``, its level (3..7) and its score for every click ``[N, 2]`` (x, y) on one photo.
+
+    The full network runs once; masks come one at a time, hundreds of them would not fit beside each other.
+    """
     canvas = fit_canvas(photo.width, photo.height, settings.working_size)
     clicks = to_working(points, canvas)
     outputs = model(prepare_image(photo, canvas, model.config))
     at = predictions_at(outputs, clicks, model.config.anchor_offset)
     levels = rank_levels(at, settings)[:, 0]
     scores = click_scores(at, settings.score)
-    results = []
     for i, level in enumerate(levels.tolist()):
         k = level - LEVELS[0]
         window = box_window(at["boxes"][i, k], clicks[i], canvas, settings)
         logits = half_logits(model, outputs["maskfeat"], at["theta"][i, k][None], clicks[i][None], level)[0]
         mask = photo_logits(logits[window.y0 : window.y1, window.x0 : window.x1], window, canvas) > 0
-        results.append((mask.numpy(), level, float(scores[i, k])))
-    return results
+        yield mask.numpy(), level, float(scores[i, k])
 
 
 def evaluate(model: TraceNet, settings: PredictorSettings, dataset: CocoDataset) -> list[ClickResult]:

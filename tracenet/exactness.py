@@ -1,0 +1,32 @@
+"""How far a traced click is from the full network."""
+
+from __future__ import annotations
+
+import torch
+
+from tracenet import inference
+from tracenet.models.fpn import LEVELS
+from tracenet.predictor import Predictor
+
+
+def full_network_error(predictor: Predictor, click: tuple[float, float]) -> tuple[float, float]:
+    """Largest absolute difference of a click's mask logits from the untraced network's, and ``max|full|``.
+
+    Predicts ``click`` (x, y in photo pixels) on the predictor's current image and runs the full network on it too. Both
+    are compared inside the mask window, the only place where a traced run promises anything.
+    """
+    canvas, model = predictor.canvas, predictor.model
+    _, _, logits = predictor.predict([list(click)], [1])
+    plan = predictor.last_plan
+    assert plan is not None
+    assert predictor.last_levels is not None
+    level = int(predictor.last_levels[0])
+    rows, columns = plan.segment[0].request["mask_half"].slices
+    working = inference.to_working(torch.tensor([click], dtype=torch.float64), canvas).float()
+    with torch.inference_mode():
+        full = model(predictor.image)
+        found = inference.predictions_at(full, working, model.config.anchor_offset)
+        theta = found["theta"][:, level - LEVELS[0]]
+        plane = inference.half_logits(model, full["maskfeat"], theta, working, level)[0][rows, columns]
+    difference = torch.from_numpy(logits[0])[rows, columns] - plane
+    return float(difference.abs().max()), float(plane.abs().max())
