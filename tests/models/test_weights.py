@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tracenet.inference import PredictorSettings
 from tracenet.models import TraceNet, create_model
-from tracenet.models import weights as module
 from tracenet.models.weights import bundled_checkpoint, load_checkpoint, quantise, restore, save_checkpoint
-from tracenet_kernels.errors import CheckpointError
+from tracenet_kernels.errors import CheckpointError, InputError
 
 SETTINGS = PredictorSettings(working_size=512, mask_margin=0.25)
 
@@ -107,12 +108,11 @@ def test_a_failed_save_leaves_the_old_file(model: TraceNet, tmp_path: Path, monk
     path = tmp_path / "m.safetensors"
     path.write_bytes(b"old")
 
-    def full_disk(state: Any, file: Path, metadata: Any) -> None:
-        Path(file).write_bytes(b"half")
-        raise OSError("No space left on device")
+    def full_disk(file: int, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(InputError, match="No space left"):
         save_checkpoint(model, path, predictor=SETTINGS)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]

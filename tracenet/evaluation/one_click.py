@@ -24,6 +24,7 @@ from rich.progress import track
 from torch import Tensor
 
 from tracenet.data import CocoDataset, deepest_interior_point
+from tracenet.files import save_json
 from tracenet.inference import (
     PredictorSettings,
     box_window,
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             {"annotation": r.instance, "image": r.image, "iou": round(r.iou, 5), "level": r.level, "score": r.score}
             for r in results
         ]
-        args.json.write_text(json.dumps({**summary, "rows": rows}))
+        save_json({**summary, "rows": rows}, args.json)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,18 @@ with ``<name>.scale`` = ``max|w| / 127`` per output channel (first axis), and re
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from tracenet.files import write_whole
 from tracenet.inference import PredictorSettings
 from tracenet.models.registry import create_model, list_models
 from tracenet.models.tracenet import TraceNet, TraceNetConfig
@@ -81,6 +81,7 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: the suffix is not known, ``quantize`` does not go with it, or a weight is not finite.
+        InputError: the folder does not exist or cannot be written to, or the disk is full.
     """
     path = Path(path)
     settings = predictor if isinstance(predictor, PredictorSettings) else PredictorSettings.from_dict(predictor)
@@ -104,15 +105,14 @@ def save_checkpoint(
     if quantize:
         for key in [k for k, v in state.items() if v.is_floating_point() and v.ndim >= 2]:
             state[key], state[key + SCALE] = quantise(state[key])
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def write(file: BinaryIO) -> None:
         if path.suffix in TORCH_SUFFIXES:
-            torch.save({**metadata, "state_dict": state}, partial)
+            torch.save({**metadata, "state_dict": state}, file)
         else:
-            save_file(state, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            file.write(save(state, metadata))
+
+    write_whole(path, write)
 
 
 def load_checkpoint(path: str | Path) -> tuple[TraceNet, CheckpointInfo]:
