@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tracenet.inference import PredictorSettings
 from tracenet.models import TraceNet, create_model
+from tracenet.models import weights as module
 from tracenet.models.weights import bundled_checkpoint, load_checkpoint, quantise, restore, save_checkpoint
 from tracenet_kernels.errors import CheckpointError, InputError
 
