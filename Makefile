@@ -39,7 +39,7 @@ $(STAMP): $(BIN)/python pyproject.toml setup.py CMakeLists.txt $(CPP)
 install: $(STAMP)
 
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 demo: install
 	$(BIN)/python -m tracenet.demo
