@@ -141,6 +141,7 @@ class Predictor:
         self.last_levels: np.ndarray | None = None
         self.timings_ms: dict[str, float] = {}
         self._captured: OrderedDict[tuple[int, int], TracedModel] = OrderedDict()
+        self._keep: list[str] = []
         self._store = FeatureStore(max_kept_bytes)
         self._canvas: Canvas | None = None
         self._image: Tensor | None = None
@@ -319,9 +320,11 @@ class Predictor:
         return np.stack(masks), quality, np.stack(logits), np.stack(boxes), np.array(chosen)
 
     def _run(self, traced: TracedModel, request: dict[int | str, Window], parameters: tuple[Tensor, ...]) -> Any:
+        if not self._keep:
+            self._keep = kept_names(traced.graph)  # the same at every size
         plan = traced.plan(request, self._store.windows())
         outputs, patches = traced.run_keeping(
-            (self.image, *parameters), plan, self._store.patches, kept_names(traced.graph), self.backend
+            (self.image, *parameters), plan, self._store.patches, self._keep, self.backend
         )
         self._store.add(patches)
         return plan, outputs
@@ -366,10 +369,7 @@ class Predictor:
         origin = inference.mask_origin(one.click[None], level, self.model.config.rel_to)
         parameters = (theta, origin, torch.tensor([SIZES_OF_INTEREST[level]]))
         plan, outputs = self._run(traced, {"mask_half": window}, parameters)
-        part = outputs["mask_half"][0, 0]
-        if self.model.config.mask_order != "upsample_logits":
-            part = torch.logit(part, eps=1e-6)
-        return part, plan
+        return inference.as_logits(outputs["mask_half"][0, 0], self.model.config), plan
 
 
 def _photo_box(box: Tensor, canvas: Canvas) -> np.ndarray:

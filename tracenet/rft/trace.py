@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from tracenet.graph.graph import CONSTANT, INPUT, Graph, Node
 from tracenet.rft import costs
@@ -80,7 +81,7 @@ class Plan:
         windows: name -> :class:`Window`, for every visited node and, as aliases, every output whose node was visited.
         borders: name -> padding per operand read, where there is any.
         barriers: nodes that read whole planes.
-        macs, full_macs: multiply-adds (convolutions and matrix products) of the plan, and of the whole network.
+        macs: multiply-adds (convolutions and matrix products) of the plan; ``full_macs``: of the whole network.
         planning_ms: time the trace took.
     """
 
@@ -105,7 +106,11 @@ class Plan:
             Barrier(entry.node.name, entry.node.op, entry.barrier) for entry in nodes if entry.barrier is not None
         ]
         self.macs: int = sum(entry.macs for entry in nodes)
-        self.full_macs: int = costs.full_macs(graph)
+
+    @cached_property
+    def full_macs(self) -> int:
+        """Multiply-adds of the whole network, untraced; counted when first asked for, not while a click waits."""
+        return costs.full_macs(self.graph)
 
     def macs_of(self, *prefixes: str) -> int:
         """Multiply-adds of the nodes inside modules whose qualified name starts with one of ``prefixes``."""
@@ -244,12 +249,13 @@ def _visit(node: Node, windows: list[Window], kept: Kept | None) -> NodePlan:
     if node.op in (INPUT, CONSTANT):
         return entry
     rule = find_rule(node)
+    reason = rule.barrier(node)
     if kept:
-        entry.pieces = _missing(node, windows, kept.get(node.name, ()), whole=rule.barrier(node) is not None)
+        entry.pieces = _missing(node, windows, kept.get(node.name, ()), whole=reason is not None)
     for piece in entry.pieces:
         demands = list(rule.demands(node, piece))
         entry.reads.extend(_read(demand) for demand in demands)
-        entry.barrier = rule.barrier(node) or _mismatch(demands)
+        entry.barrier = reason or _mismatch(demands)
         entry.macs += rule.macs(node, piece)
     return entry
 

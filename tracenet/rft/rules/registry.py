@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from tracenet.graph.graph import Layout, Node
+from tracenet.graph.capture import run_node
+from tracenet.graph.graph import Layout, Node, map_nodes
 from tracenet_kernels.errors import InputError, UnsupportedOpError
 from tracenet_kernels.window import Window
 
@@ -136,9 +137,6 @@ def find_rule(node: Node) -> Rule:
 
 def call(node: Node, replace: dict[int, Tensor], read: Reader) -> Tensor:
     """Run a node's own operation with some operands (by position in ``node.operands``) given, the others whole."""
-    from tracenet.graph.capture import run_node
-    from tracenet.graph.graph import map_nodes
-
     position = -1
 
     def value(operand: Node) -> Tensor:
