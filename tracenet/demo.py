@@ -25,7 +25,7 @@ from tracenet.exactness import full_network_error
 from tracenet.files import save_json, save_picture
 from tracenet.image_io import load_image
 from tracenet.predictor import Predictor
-from tracenet.segment import segment_photo, windows_of
+from tracenet.segment import segment_photo
 from tracenet_kernels.errors import TraceNetError
 
 PHOTO, CLICK = "rocket", (322.0, 280.0)
@@ -75,15 +75,14 @@ def main(argv: list[str] | None = None) -> int:
 def run(image: Path, click: tuple[float, float], checkpoint: Path | None, out: Path) -> dict[str, Any]:
     """Segment, check against the full network, measure, and write everything to ``out``."""
     out.mkdir(parents=True, exist_ok=True)
-    photo = load_image(image)
     predictor = Predictor.from_pretrained(checkpoint)
     with Progress(transient=True) as progress:
         task = progress.add_task("segment, check, measure", total=REPEATS + 2)
-        report = segment_photo(image, click, out / "mask.png", predictor=predictor, overlay_path=out / "overlay.png")
-        windows = windows_of(predictor, photo, click)
-        save_picture(windows, out / "windows.png")
-        with_overlay = pictures.join([load_image(out / "overlay.png"), windows])
-        save_picture(with_overlay, out / "overview.png")
+        overlay, windows = out / "overlay.png", out / "windows.png"
+        report = segment_photo(
+            image, click, out / "mask.png", predictor=predictor, overlay_path=overlay, windows_path=windows
+        )
+        save_picture(pictures.join([load_image(overlay), load_image(windows)]), out / "overview.png")
         progress.advance(task)
         error, peak = full_network_error(predictor, click)
         progress.advance(task)

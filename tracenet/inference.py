@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from tracenet.models.fpn import LEVELS, STRIDES
-from tracenet.models.mask import SIZES_OF_INTEREST, upsample_logits, upsample_probabilities
+from tracenet.models.mask import SIZES_OF_INTEREST
 from tracenet.models.tracenet import TraceNet, TraceNetConfig
+from tracenet.plain_data import from_plain
 from tracenet_kernels.errors import ClickError, InputError
 from tracenet_kernels.window import Window
 
@@ -82,11 +83,7 @@ class PredictorSettings:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PredictorSettings:
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise InputError(f"predictor settings have unknown fields {unknown}; known are {sorted(known)}")
-        return cls(**data)
+        return from_plain(cls, data, "predictor settings have")
 
 
 def _level_pair(levels: Any) -> tuple[int, int]:
@@ -269,9 +266,12 @@ def half_logits(model: TraceNet, features: Tensor, theta: Tensor, clicks: Tensor
         raise InputError("the model has mask_branch='none'; it predicts no masks")
     origin = mask_origin(clicks, level, model.config.rel_to)
     low = model.mask_head(features, theta, origin, theta.new_full((len(theta),), SIZES_OF_INTEREST[level]))
-    if model.config.mask_order == "upsample_logits":
-        return upsample_logits(low)[:, 0]
-    return torch.logit(upsample_probabilities(low)[:, 0], eps=1e-6)
+    return as_logits(model.upsample_mask(low)[:, 0], model.config)
+
+
+def as_logits(half: Tensor, config: TraceNetConfig) -> Tensor:
+    """Values of the network's half-resolution mask as logits: in the paper's order they are probabilities."""
+    return half if config.mask_order == "upsample_logits" else torch.logit(half, eps=1e-6)
 
 
 def box_window(box: Tensor, click: Tensor, canvas: Canvas, settings: PredictorSettings) -> Window:

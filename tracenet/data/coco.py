@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from pycocotools import mask as rle
 
+from tracenet.image_io import load_image
 from tracenet_kernels.errors import ImageError, InputError
 
 MIN_PIXELS = 16
@@ -114,9 +115,8 @@ class CocoDataset:
             ImageError: the file is absent, unreadable, or of another size than the json states.
         """
         try:
-            with Image.open(record.path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
-        except OSError as error:
+            image = load_image(record.path)
+        except ImageError as error:
             raise ImageError(f"image {record.id} of {self.annotations}: cannot read {record.path}: {error}") from error
         if image.size != (record.width, record.height):
             raise ImageError(

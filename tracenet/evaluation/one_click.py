@@ -24,6 +24,7 @@ from rich.progress import track
 from torch import Tensor
 
 from tracenet.data import CocoDataset, deepest_interior_point
+from tracenet.evaluation.metrics import HIT
 from tracenet.files import save_json
 from tracenet.inference import (
     PredictorSettings,
@@ -43,7 +44,6 @@ from tracenet.models.weights import bundled_checkpoint, load_checkpoint
 
 SMALL, MEDIUM = 32**2, 96**2
 """COCO's limits on ``area``: small below the first, large from the second on."""
-HIT = 0.7
 
 
 @dataclass(frozen=True)

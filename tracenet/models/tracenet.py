@@ -5,7 +5,7 @@ FullNet, the paper's ablation, is this same module executed without tracing.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from tracenet.models.mask import (
     upsample_probabilities,
 )
 from tracenet.models.resnet import ResNet
+from tracenet.plain_data import from_plain
 from tracenet_kernels.errors import InputError
 
 MASK_BRANCHES = ("condinst", "p3", "none")
@@ -82,11 +83,7 @@ class TraceNetConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TraceNetConfig:
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(data) - known)
-        if unknown:
-            raise InputError(f"model config has unknown fields {unknown}; known are {sorted(known)}")
-        return cls(**data)
+        return from_plain(cls, data, "model config has")
 
 
 class TraceNet(nn.Module):
@@ -140,9 +137,13 @@ class TraceNet(nn.Module):
             if self.mask_head is None:
                 raise InputError("the model has mask_branch='none'; create it with 'condinst' or 'p3' to predict masks")
             out["mask"] = self.mask_head(out["maskfeat"], theta, origin, size_of_interest)
-            upsample = upsample_logits if self.config.mask_order == "upsample_logits" else upsample_probabilities
-            out["mask_half"] = upsample(out["mask"])
+            out["mask_half"] = self.upsample_mask(out["mask"])
         return out
+
+    def upsample_mask(self, logits: Tensor) -> Tensor:
+        """Mask logits ``[M, 1, h, w]`` -> ``[M, 1, 4h, 4w]``: logits, or probabilities in the paper's order."""
+        upsample = upsample_logits if self.config.mask_order == "upsample_logits" else upsample_probabilities
+        return upsample(logits)
 
 
 def cell_of(x: float, y: float, level: int) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tracenet.data.coco import CocoDataset
+from tracenet.files import save_json, write_whole
 from tracenet.inference import HALF, normalise
 from tracenet.models import TraceNet, TraceNetConfig
 from tracenet.models.fpn import LEVELS, STRIDES
@@ -423,9 +423,7 @@ class Trainer:
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
         }
-        partial = path.with_suffix(".tmp")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        write_whole(path, lambda file: torch.save(state, file))
 
     def restore(self, path: Path) -> None:
         """Continue where :meth:`save` left off."""
@@ -444,7 +442,7 @@ def hold_back(annotations: Path, count: int, out: Path) -> set[int]:
     chosen = {ids[i * len(ids) // count] for i in range(count)}
     data["images"] = [image for image in data["images"] if image["id"] in chosen]
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] in chosen]
-    out.write_text(json.dumps(data))
+    save_json(data, out)
     return chosen
 
 
