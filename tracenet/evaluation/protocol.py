@@ -16,18 +16,22 @@ from rich.progress import track
 
 from tracenet.data import CocoDataset, deepest_interior_point, simulate_clicks
 from tracenet.data.clicks import BANDS, CLICKS_PER_BAND
-from tracenet.evaluation.metrics import ObjectClicks, miou_t, mta
-from tracenet.evaluation.one_click import MEDIUM, SMALL, segment_clicks
+from tracenet.evaluation.full_network import segment_clicks
+from tracenet.evaluation.metrics import HIT, ObjectClicks, miou_t, mta
 from tracenet.exactness import full_network_error
 from tracenet.inference import PredictorSettings
 from tracenet.models import TraceNet
+from tracenet.models.fpn import LEVELS
 from tracenet.predictor import Predictor
 from tracenet_kernels.errors import InputError
+
+SMALL, MEDIUM = 32**2, 96**2
+"""COCO's limits on ``area``: small below the first, large from the second on."""
 
 
 @dataclass(frozen=True)
 class ObjectResult:
-    """One object: its simulated clicks, and the overlap of the mask of its deepest interior click."""
+    """One object: its simulated clicks, and the mask of its deepest interior click: overlap, level and score."""
 
     instance: int
     image: int
@@ -36,6 +40,12 @@ class ObjectResult:
     clicks: ObjectClicks
     intersection: int
     union: int
+    level: int
+    score: float
+
+    @property
+    def iou(self) -> float:
+        return self.intersection / self.union
 
 
 def evaluate_dataset(
@@ -67,7 +77,8 @@ def evaluate_dataset(
         photo = dataset.image(record)
         found = segment_clicks(model, settings, photo, torch.from_numpy(np.concatenate(points)).float())
         for (instance, truth), one, own in zip(truths, drawn, points, strict=True):
-            pixels = np.array([_overlap(next(found)[0], truth) for _ in own])
+            mask, level, score = next(found)
+            pixels = np.array([_overlap(m, truth) for m in (mask, *(next(found)[0] for _ in own[1:]))])
             results.append(
                 ObjectResult(
                     instance.id,
@@ -77,6 +88,8 @@ def evaluate_dataset(
                     ObjectClicks(pixels[1:, 0], pixels[1:, 1], one.bands, one.areas),
                     int(pixels[0, 0]),
                     int(pixels[0, 1]),
+                    level,
+                    score,
                 )
             )
     return results
@@ -116,6 +129,8 @@ def summarise(results: Sequence[ObjectResult], categories: dict[int, str]) -> di
     objects = [r.clicks for r in results]
     return {
         **_metrics(results),
+        "images": len({r.image for r in results}),
+        "levels": {f"P{level}": sum(r.level == level for r in results) for level in LEVELS},
         "by_band": [
             {"band": band + 1, "miou_t": miou_t(objects, band), "mta": mta(objects, band)} for band in range(BANDS)
         ],
@@ -131,8 +146,9 @@ def _metrics(results: Sequence[ObjectResult]) -> dict[str, Any]:
     objects = [r.clicks for r in results]
     unions = sum(r.union for r in results)
     return {
-        "one_click_miou": float(np.mean([r.intersection / r.union for r in results])) if results else None,
+        "one_click_miou": float(np.mean([r.iou for r in results])) if results else None,
         "one_click_pooled": sum(r.intersection for r in results) / unions if unions else None,
+        "hit_rate_70": float(np.mean([r.iou >= HIT for r in results])) if results else None,
         "miou_t": miou_t(objects),
         "mta": mta(objects),
         "clicks": sum(len(one.bands) for one in objects),

@@ -1,0 +1,41 @@
+"""Many clicks from one run of the full network: each mask is what the predictor returns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tracenet.evaluation.full_network import segment_clicks
+from tracenet.inference import PredictorSettings, rank_levels
+from tracenet.models import TraceNet
+from tracenet.predictor import Predictor
+from tracenet_kernels.errors import InputError
+
+SETTINGS = PredictorSettings(working_size=96, mask_margin=0.3)
+
+
+def test_what_is_scored_is_what_predict_returns(model: TraceNet) -> None:
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 255, (50, 75, 3), dtype=np.uint8))
+    points = torch.tensor([[3.0, 2.0], [40.0, 30.0], [74.0, 49.0]])
+    predictor = Predictor(model, SETTINGS)
+    predictor.set_image(photo)
+    for point, (mask, level, score) in zip(points, segment_clicks(model, SETTINGS, photo, points), strict=True):
+        masks, scores, _ = predictor.predict(point[None].numpy())
+        # A pixel whose logit is 0 up to rounding may fall on either side.
+        assert np.mean(masks[0] != mask) < 1e-3
+        assert float(scores[0]) == pytest.approx(score, abs=1e-4)
+        assert predictor.last_levels is not None
+        assert int(predictor.last_levels[0]) == level
+
+
+def test_level_smoothing_prefers_the_level_between_two_likely_ones() -> None:
+    chance = torch.tensor([[0.35, 0.25, 0.30, 0.05, 0.05], [0.9, 0.05, 0.03, 0.01, 0.01]])
+    predictions = {"level": chance.log()}
+    assert rank_levels(predictions, PredictorSettings()).tolist() == [[3, 5, 4, 6, 7], [3, 4, 5, 6, 7]]
+    smooth = PredictorSettings(level_smoothing=0.5)
+    assert rank_levels(predictions, smooth)[:, 0].tolist() == [4, 3]
+    assert rank_levels(predictions, PredictorSettings(levels=(5, 7), level_smoothing=0.5))[:, 0].tolist() == [5, 5]
+    with pytest.raises(InputError, match="level_smoothing"):
+        PredictorSettings(level_smoothing=1.5)
