@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tracenet
+from tracenet.crop_pad import Patch
 from tracenet_kernels.errors import BackendError, InputError, RequestError, TraceNetError, WindowError
 from tracenet_kernels.window import Window
 
@@ -87,6 +88,25 @@ def test_right_requests(traced: tracenet.TracedModel) -> None:
 def test_wrong_inputs(traced: tracenet.TracedModel, inputs: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         traced.run(inputs, traced.plan({0: None}))
+
+
+def test_an_input_may_be_the_part_that_the_plan_reads(traced: tracenet.TracedModel) -> None:
+    x = torch.rand(1, 3, 8, 10)
+    plan = traced.plan({0: Window(2, 4, 3, 7)})
+    read = plan.windows[traced.graph.inputs[0].name]
+    expected = traced.run(x, plan)[0]
+    for window in (read, Window(read.y0, 8, 0, read.x1), Window(0, 8, 0, 10)):
+        rows, columns = window.slices
+        poisoned = torch.full_like(x, torch.nan)
+        poisoned[..., rows, columns] = x[..., rows, columns]
+        assert torch.equal(traced.run(Patch(window, poisoned[..., rows, columns]), plan)[0], expected)
+    for patch, words in (
+        (Patch(Window(2, 4, 3, 7), x[:, :, 2:4, 3:7]), "the plan reads .* the patch holds"),
+        (Patch(read, x), "its window .* asks for"),
+        (Patch(Window(0, 8, 0, 10), x.double()), "torch.float64, but its window .* torch.float32"),
+    ):
+        with pytest.raises(InputError, match=words):
+            traced.run(patch, plan)
 
 
 def test_wrong_plans_and_backends(traced: tracenet.TracedModel) -> None:

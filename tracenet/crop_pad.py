@@ -7,7 +7,7 @@ computes exactly its own window, and every tensor is freed after its last use.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,13 +132,13 @@ def _pad(crop: Tensor, axes: tuple[int | None, int | None], window: Window, clip
 
 
 def run_plan(
-    plan: Plan, inputs: list[Tensor], store: Store | None = None, keep: Iterable[str] = ()
+    plan: Plan, inputs: Sequence[Tensor | Patch], store: Store | None = None, keep: Iterable[str] = ()
 ) -> tuple[dict[int | str, Tensor], dict[str, list[Patch]]]:
     """Execute a plan.
 
     Args:
         plan: from :func:`tracenet.rft.plan_windows`.
-        inputs: the network's inputs, full size, in order.
+        inputs: the network's inputs in order, full size or patches that hold the planned windows.
         store: patches of the nodes that the plan was told are kept.
         keep: names of nodes whose values are to be returned beside the outputs.
 
@@ -148,7 +148,8 @@ def run_plan(
     Raises:
         ExecutionError: a node failed; the message names it and what it was computing.
     """
-    values = _Values(inputs[0].device)
+    first = inputs[0]
+    values = _Values(first.tensor.device if isinstance(first, Patch) else first.device)
     position = {node: i for i, node in enumerate(plan.graph.inputs)}
     uses = _uses(plan)
     wanted: set[str] = set(keep)
@@ -159,7 +160,9 @@ def run_plan(
             if node.value is not None:
                 computed = [Patch(entry.window, node.value)]
             elif node.op == INPUT:
-                computed = [Patch(entry.window, crop_output(node, inputs[position[node]], entry.window))]
+                given = inputs[position[node]]
+                cut = crop_patch if isinstance(given, Patch) else crop_output
+                computed = [Patch(entry.window, cut(node, given, entry.window))]  # type: ignore[arg-type]
             else:
                 computed = [Patch(piece, _compute(node, piece, values)) for piece in entry.pieces]
             values.patches[node] = [*(store or {}).get(node.name, ()), *computed]

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from tracenet import crop_pad
-from tracenet.graph import Graph, capture, fold_batch_norm
+from tracenet.crop_pad import Patch
+from tracenet.graph import Graph, Node, capture, fold_batch_norm
 from tracenet.rft.layouts import infer_layouts
 from tracenet.rft.trace import Kept, Plan, plan_windows
 from tracenet_kernels.errors import BackendError, InputError, RequestError
 from tracenet_kernels.window import Window
 
 BACKENDS = ("torch",)
+
+Inputs = Tensor | Patch | Sequence[Tensor | Patch]
+"""The network's inputs: one or a sequence, each full size or a :class:`~tracenet.crop_pad.Patch` of it."""
 
 
 class TracedModel:
@@ -38,11 +42,12 @@ class TracedModel:
         """Trace windows of the outputs back to the inputs; see :func:`tracenet.rft.plan_windows`."""
         return plan_windows(self.graph, request, kept)
 
-    def run(self, inputs: Tensor | Sequence[Tensor], plan: Plan, backend: str = "torch") -> dict[int | str, Tensor]:
+    def run(self, inputs: Inputs, plan: Plan, backend: str = "torch") -> dict[int | str, Tensor]:
         """Execute a plan.
 
         Args:
-            inputs: the network's inputs, full size, as given to :func:`trace` (one tensor or a sequence).
+            inputs: the network's inputs, as given to :func:`trace` (one tensor or a sequence). Instead of a full-size
+                tensor, a patch that holds the window the plan reads: ``Patch(plan.windows["image"], crop)``.
             plan: from :meth:`plan` of this object.
             backend: ``"torch"``, the crop-and-pad path.
 
@@ -50,7 +55,7 @@ class TracedModel:
             the requested windows, keyed like the request.
 
         Raises:
-            InputError: an input's shape, dtype or device differs from the captured one.
+            InputError: an input's shape or dtype differs from the captured one, or a patch does not hold its window.
             RequestError: the plan belongs to another capture.
             BackendError: the backend is not known.
             ExecutionError: a node failed; the message names it.
@@ -60,7 +65,7 @@ class TracedModel:
 
     def run_keeping(
         self,
-        inputs: Tensor | Sequence[Tensor],
+        inputs: Inputs,
         plan: Plan,
         store: crop_pad.Store | None = None,
         keep: Sequence[str] = (),
@@ -76,14 +81,18 @@ class TracedModel:
         unknown = [name for name in keep if name not in self.graph.by_name]
         if unknown:
             raise RequestError(f"{unknown[0]!r} is to be kept but is not a node; use the names in plan.windows")
-        return crop_pad.run_plan(plan, self._check(inputs), store, keep)
+        return crop_pad.run_plan(plan, self._check(inputs, plan), store, keep)
 
-    def _check(self, inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    def _check(self, inputs: Inputs, plan: Plan) -> list[Tensor | Patch]:
         given: list[Any] = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         if len(given) != len(self.graph.inputs):
             names = [node.name for node in self.graph.inputs]
             raise InputError(f"run got {len(given)} inputs; the network takes {len(names)}: {names}")
-        for node, tensor in zip(self.graph.inputs, given, strict=True):
+        for node, value in zip(self.graph.inputs, given, strict=True):
+            if isinstance(value, Patch):
+                _check_patch(node, value, plan)
+                continue
+            tensor = value
             if not isinstance(tensor, Tensor):
                 raise InputError(f"input {node.name!r} is a {type(tensor).__name__}; pass a tensor")
             if tuple(tensor.shape) != node.shape or tensor.dtype != node.dtype:
@@ -99,6 +108,25 @@ class TracedModel:
             if node.value is not None:
                 node.value = node.value.to(device)
         return self
+
+
+def _check_patch(node: Node, patch: Patch, plan: Plan) -> None:
+    layout = node.layout
+    if layout is None or layout.merged:
+        raise InputError(f"input {node.name!r} has no rows and columns, so it cannot be given in part; pass all of it")
+    shape = list(node.shape)
+    shape[layout.y], shape[layout.x] = patch.window.height, patch.window.width
+    if list(patch.tensor.shape) != shape or patch.tensor.dtype != node.dtype:
+        raise InputError(
+            f"the patch of input {node.name!r} is {tuple(patch.tensor.shape)} {patch.tensor.dtype}, but its window "
+            f"{patch.window} asks for {tuple(shape)} {node.dtype}"
+        )
+    entry = plan.by_node.get(node)
+    if entry is not None and not patch.window.contains(entry.window):
+        raise InputError(
+            f"the plan reads {entry.window} of input {node.name!r}, the patch holds {patch.window}; "
+            f"pass at least plan.windows[{node.name!r}]"
+        )
 
 
 def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, fold_bn: bool = True) -> TracedModel:
