@@ -168,32 +168,48 @@ def trace(
 @app.command()
 def evaluate(
     images: Annotated[Path, typer.Option(help="Folder of the photos.")],
-    annotations: Annotated[Path, typer.Option(help="COCO-style json.")],
+    annotations: Annotated[Path, typer.Option(help="COCO or LVIS json.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file (default: the bundled one).")] = None,
     clicks: Annotated[int, typer.Option(help="Simulated clicks per object, a multiple of five.")] = 25,
-    seed: Annotated[int, typer.Option(help="Of the simulated clicks.")] = 0,
-    rft: Annotated[int, typer.Option(help="Objects run again through the tracer and compared.")] = 10,
-    json_path: Annotated[Path | None, typer.Option("--json", help="File to write the metrics to.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the simulated clicks and of samples.")] = 0,
+    rft: Annotated[int, typer.Option(help="Clicks run again through the tracer and compared.")] = 10,
+    full_mta: Annotated[
+        int, typer.Option(help="Objects clicked at every pixel (large ones on a grid), to check mTA's estimate.")
+    ] = 0,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out bad annotations and images, and say so.")
+    ] = False,
+    json_path: Annotated[
+        Path | None,
+        typer.Option("--json", help="File to write the metrics to; a killed run resumes from what lies beside it."),
+    ] = None,
 ) -> None:
-    """mIoU-T, mTA and one-click IoU on annotated images."""
-    from tracenet.files import check_target, save_json
-    from tracenet.models.weights import bundled_checkpoint, load_checkpoint
+    """mIoU-T, mTA, one-click IoU and AP on annotated images; under torchrun, on all its processes."""
+    from tracenet.files import check_target
+    from tracenet.models.weights import bundled_checkpoint
 
     try:
         from tracenet.data import CocoDataset
-        from tracenet.evaluation.protocol import check_tracing, evaluate_dataset, summarise
+        from tracenet.evaluation.protocol import ClickProtocol
+        from tracenet.evaluation.ranks import ranks
+        from tracenet.evaluation.report import tables
+        from tracenet.evaluation.run import evaluate_checkpoint, finish
     except ModuleNotFoundError as error:
         raise InputError(f"evaluation needs {error.name}; install it with pip install 'tracenet[eval]'") from error
+    protocol = ClickProtocol(clicks=clicks, seed=seed, full_mta=full_mta)
     if json_path is not None:
         check_target(json_path)
-    model, info = load_checkpoint(checkpoint or bundled_checkpoint())
-    dataset = CocoDataset(images, annotations)
-    report = summarise(evaluate_dataset(model, info.predictor, dataset, clicks, seed), dataset.categories)
-    report["rft_checked"], report["rft_max_error"] = check_tracing(model, info.predictor, dataset, rft)
-    if json_path is not None:
-        save_json(report, json_path)
-    shown = {key: value for key, value in report.items() if not key.startswith("by_category")}
-    print(json.dumps(shown, indent=2))
+    dataset = CocoDataset(images, annotations, on_error="skip" if skip_bad else "raise")
+    with ranks() as mine:
+        done = evaluate_checkpoint(
+            checkpoint or bundled_checkpoint(), dataset, protocol, json_path, limit=limit, rft=rft, ranks=mine
+        )
+        if not mine.first:
+            return
+        if json_path is not None:
+            finish(done, json_path)
+        _out.print(tables(done.report))
 
 
 @app.command()

@@ -1,89 +1,165 @@
-"""The paper's protocol: the right clicks, the right sums, and the same numbers as the predictor."""
+"""The paper's protocol: the right clicks, the right overlaps, and any model behind it."""
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
 
-from tracenet.cli import main
-from tracenet.data import CocoDataset, deepest_interior_point, simulate_clicks
-from tracenet.evaluation.protocol import check_tracing, evaluate_dataset, summarise
+from tracenet.data import CocoDataset, deepest_interior_point
+from tracenet.evaluation.metrics import mta
+from tracenet.evaluation.protocol import ClickProtocol, Overlap, dense_points, evaluate_images
+from tracenet.evaluation.results import ObjectResult
+from tracenet.evaluation.run import full_network_segment
 from tracenet.inference import PredictorSettings
 from tracenet.models import TraceNet
-from tracenet.models.weights import save_checkpoint
 from tracenet.predictor import Predictor
-from tracenet_kernels.errors import InputError
+from tracenet_kernels.errors import ImageError, InputError
 
 SETTINGS = PredictorSettings(working_size=96, mask_margin=0.3)
 
 
+class Square:
+    """Answers a click with the square of a given reach around it; counts its calls."""
+
+    def __init__(self, reach: int = 5) -> None:
+        self.reach = reach
+        self.calls = 0
+
+    def __call__(
+        self, photo: Image.Image, points: NDArray[np.float32]
+    ) -> Iterator[tuple[NDArray[np.bool_], int | None, float]]:
+        self.calls += 1
+        for x, y in points.astype(int):
+            mask = np.zeros((photo.height, photo.width), bool)
+            mask[max(0, y - self.reach) : y + self.reach + 1, max(0, x - self.reach) : x + self.reach + 1] = True
+            yield mask, None, 0.25
+
+
+def objects_of(dataset: CocoDataset, protocol: ClickProtocol, **options: object) -> list[ObjectResult]:
+    images = evaluate_images(Square(), dataset, dataset.records, protocol, **options)  # type: ignore[arg-type]
+    return [one for image in images for one in image.objects]
+
+
 def test_what_is_scored_is_what_predict_returns(model: TraceNet, dataset: CocoDataset) -> None:
-    results = evaluate_dataset(model, SETTINGS, dataset, clicks=5, seed=3)
-    assert [r.instance for r in results] == [1, 3]
+    protocol = ClickProtocol(clicks=5, seed=3)
+    images = list(evaluate_images(full_network_segment(model, SETTINGS), dataset, dataset.records, protocol))
+    assert [[one.instance for one in image.objects] for image in images] == [[1], [3]]  # no crowd, no speck
     predictor = Predictor(model, SETTINGS)
-    for record, result in zip(dataset.records, results, strict=True):
+    for record, image in zip(dataset.records, images, strict=True):
         ((instance, truth),) = dataset.masks(record)
+        (result,) = image.objects
         predictor.set_image(dataset.image(record))
-        drawn = simulate_clicks(truth, np.random.default_rng([3, instance.id]), 1)
+        drawn = protocol.simulate(instance, truth)
         points = [deepest_interior_point(truth), *drawn.points.tolist()]
         masks = [predictor.predict([list(point)])[0][0] for point in points]
         unions = [int((mask | truth).sum()) for mask in masks]
         assert np.allclose([result.union, *result.clicks.unions], unions, rtol=0, atol=2)
         np.testing.assert_array_equal(result.clicks.areas, drawn.areas)
+        assert result.level in range(3, 8)
 
 
-def test_deterministic_and_independent_of_the_other_objects(model: TraceNet, dataset: CocoDataset) -> None:
-    first = evaluate_dataset(model, SETTINGS, dataset, clicks=5)
+def test_clicks_depend_on_seed_and_annotation_only(dataset: CocoDataset) -> None:
+    first = objects_of(dataset, ClickProtocol(clicks=5))
+    other = objects_of(dataset, ClickProtocol(clicks=5, seed=1))
     dataset.records = dataset.records[1:]
-    (alone,) = evaluate_dataset(model, SETTINGS, dataset, clicks=5)
+    (alone,) = objects_of(dataset, ClickProtocol(clicks=5))
     np.testing.assert_array_equal(alone.clicks.unions, first[1].clicks.unions)
     assert replace(alone, clicks=first[1].clicks) == first[1]
+    assert not np.array_equal(other[1].clicks.unions, alone.clicks.unions)
 
 
-def test_report_adds_up(model: TraceNet, dataset: CocoDataset) -> None:
-    results = evaluate_dataset(model, SETTINGS, dataset, clicks=5)
-    report = summarise(results, dataset.categories)
-    assert report["instances"] == 2
-    assert report["clicks"] == sum(len(r.clicks.bands) for r in results)
-    assert [row["band"] for row in report["by_band"]] == [1, 2, 3, 4, 5]
-    assert report["by_category"]["box"]["miou_t"] == report["miou_t"]
-    assert report["by_size"]["small"]["instances"] + report["by_size"]["medium"]["instances"] == 2
-    assert report["by_size"]["large"]["miou_t"] is None
+def test_the_model_is_asked_once_per_image_and_timed(dataset: CocoDataset) -> None:
+    segment = Square()
+    images = list(evaluate_images(segment, dataset, dataset.records, ClickProtocol(clicks=10)))
+    assert segment.calls == 2
+    for image in images:
+        assert image.masks == 11
+        assert 0 < image.first_mask_seconds + image.masks_seconds < image.seconds
 
 
-def test_traced_equals_full(model: TraceNet, dataset: CocoDataset) -> None:
-    checked, error = check_tracing(model, SETTINGS, dataset, sample=5)
-    assert checked == 2
-    assert 0 <= error <= 1e-4
+def test_mta_is_its_estimate_where_every_pixel_is_clicked(dataset: CocoDataset) -> None:
+    """The dense clicks of a fully clicked object, seen as one band, are equation 2 itself."""
+    dense = {1, 3}
+    for one in objects_of(dataset, ClickProtocol(clicks=5), dense=dense):
+        assert one.dense is not None
+        assert (one.dense.step, one.dense.clicks) == (1, one.pixels)
+        record = next(r for r in dataset.records if r.id == one.image)
+        ((_, truth),) = dataset.masks(record)
+        ys, xs = np.nonzero(truth)
+        overlap = Overlap(truth)
+        masks = Square()(dataset.image(record), np.stack([xs, ys], 1).astype(np.float32))
+        hits = [i / u >= 0.7 for i, u in (overlap(mask) for mask, _, _ in masks)]
+        assert one.dense.hits == sum(hits)
 
 
-def test_clicks_come_in_fives(model: TraceNet, dataset: CocoDataset) -> None:
-    with pytest.raises(InputError, match="multiple of 5"):
-        evaluate_dataset(model, SETTINGS, dataset, clicks=7)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 300), st.integers(0, 2**32))
+def test_dense_points_lie_on_one_grid_inside_the_mask(height: int, width: int, most: int, seed: int) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < 0.5
+    mask[0, 0] = True
+    points, step = dense_points(mask, most)
+    assert 1 <= len(points) <= most
+    assert mask[points[:, 1], points[:, 0]].all()
+    assert len(np.unique(points % step, axis=0)) == 1
+    assert len(points) * step**2 >= mask.sum()
+    assert (step == 1) == (mask.sum() <= most)
 
 
-def test_command(
-    model: TraceNet,
-    dataset: CocoDataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    save_checkpoint(model, tmp_path / "m.safetensors", predictor=SETTINGS)
-    out = tmp_path / "out.json"
-    words = ["evaluate", "--images", dataset.annotations.parent, "--annotations", dataset.annotations, "--clicks", 5]
-    words += ["--checkpoint", tmp_path / "m.safetensors", "--json", out, "--rft", 1]
-    monkeypatch.setattr(sys, "argv", ["tracenet", *map(str, words)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert not stopped.value.code
-    data = json.loads(out.read_text())
-    assert {"one_click_miou", "one_click_pooled", "miou_t", "mta", "by_band", "by_size", "by_category"} <= set(data)
-    assert data["rft_checked"] == 1
-    assert data["rft_max_error"] <= 1e-4
-    assert '"mta"' in capsys.readouterr().out
+def test_full_mta_sample_is_seeded_and_of_the_size_asked_for(dataset: CocoDataset) -> None:
+    assert ClickProtocol(full_mta=0).full_mta_sample(dataset.records) == set()
+    assert ClickProtocol(full_mta=9).full_mta_sample(dataset.records) == {1, 3, 4}
+    samples = [ClickProtocol(full_mta=1, seed=seed).full_mta_sample(dataset.records) for seed in range(20)]
+    assert {len(sample) for sample in samples} == {1}
+    assert set.union(*samples) == {1, 3, 4}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"clicks": 7}, {"clicks": 0}, {"seed": -1}, {"full_mta": -1}, {"full_mta_clicks": 0}]
+)
+def test_impossible_protocols_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=r"give a positive multiple of 5|must be at least"):
+        ClickProtocol(**wrong)
+
+
+def test_overlap_counts_pixels(dataset: CocoDataset) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.zeros((40, 50), bool)
+    truth[5:30, 10:33] = rng.random((25, 23)) < 0.5
+    overlap = Overlap(truth)
+    for share in (0.0, 0.3, 1.0):
+        mask = rng.random(truth.shape) < share
+        assert overlap(mask) == ((mask & truth).sum(), (mask | truth).sum())
+    with pytest.raises(InputError, match="mask of shape"):
+        overlap(np.zeros((40, 49), bool))
+    with pytest.raises(InputError, match="float64"):
+        overlap(np.zeros((40, 50)))
+
+
+def test_bad_images_are_refused_or_left_out_as_asked(dataset: CocoDataset) -> None:
+    dataset.records[0].path.write_bytes(dataset.records[0].path.read_bytes()[:100])
+    with pytest.raises(ImageError, match=r"a\.png"):
+        list(evaluate_images(Square(), dataset, dataset.records, ClickProtocol(clicks=5)))
+    dataset.on_error = "skip"
+    first, second = evaluate_images(Square(), dataset, dataset.records, ClickProtocol(clicks=5))
+    assert first.objects == []
+    assert "a.png" in first.problems[0]
+    assert [one.instance for one in second.objects] == [3]
+
+
+def test_mta_of_a_perfect_model_is_one(dataset: CocoDataset) -> None:
+    truths = {record.width: dataset.masks(record)[0][1] for record in dataset.records}
+
+    def perfect(
+        photo: Image.Image, points: NDArray[np.float32]
+    ) -> Iterator[tuple[NDArray[np.bool_], int | None, float]]:
+        for _ in points:
+            yield truths[photo.width], None, 1.0
+
+    images = evaluate_images(perfect, dataset, dataset.records, ClickProtocol(clicks=5))
+    assert mta([one.clicks for image in images for one in image.objects]) == 1

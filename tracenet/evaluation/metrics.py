@@ -48,27 +48,60 @@ class ObjectClicks:
         return self.intersections / self.unions
 
 
-def miou_t(objects: Sequence[ObjectClicks], band: int | None = None) -> float | None:
-    """Equation 1 over all clicks, or over those of one band; None without any click."""
+def overlap_sums(objects: Sequence[ObjectClicks], band: int | None = None) -> tuple[int, int]:
+    """Intersections and unions of all clicks, or of those of one band, each added up."""
     intersections = unions = 0
     for one in objects:
         chosen = slice(None) if band is None else one.bands == band
         intersections += int(one.intersections[chosen].sum())
         unions += int(one.unions[chosen].sum())
+    return intersections, unions
+
+
+def miou_t(objects: Sequence[ObjectClicks], band: int | None = None) -> float | None:
+    """Equation 1 over all clicks, or over those of one band; None without any click."""
+    intersections, unions = overlap_sums(objects, band)
     return intersections / unions if unions else None
 
 
-def mta(objects: Sequence[ObjectClicks], band: int | None = None, threshold: float = HIT) -> float | None:
-    """Equation 2 estimated from clicks: sum of band hit rate times band pixels, over the pixels of all objects.
+def tap_areas(objects: Sequence[ObjectClicks], band: int | None = None, threshold: float = HIT) -> tuple[float, int]:
+    """Pixels whose click is estimated to hit, and pixels of all objects (with ``band``, of that band only).
 
-    With ``band``, only that band's pixels count, above and below the line. A band without clicks (it has no pixels)
-    adds nothing. None without any pixel.
+    A band counts its hit rate times its pixels. A band without clicks (it has no pixels) adds nothing.
     """
-    hit = area = 0.0
+    hit, area = 0.0, 0
     for one in objects:
         for number in range(len(one.areas)) if band is None else (band,):
             clicks = one.ious[one.bands == number]
             if len(clicks):
                 hit += float((clicks >= threshold).mean()) * int(one.areas[number])
                 area += int(one.areas[number])
+    return hit, area
+
+
+def mta(objects: Sequence[ObjectClicks], band: int | None = None, threshold: float = HIT) -> float | None:
+    """Equation 2 estimated from clicks by :func:`tap_areas`; None without any pixel."""
+    hit, area = tap_areas(objects, band, threshold)
     return hit / area if area else None
+
+
+def bootstrap_interval(
+    parts: Sequence[tuple[float, float]], samples: int = 1000, seed: int = 0, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Percentile interval of a ratio of sums, resampling what was added up.
+
+    Args:
+        parts: numerator and denominator of each independent part (an image: its objects are not independent).
+        samples: resamplings, each of as many parts as there are, with replacement.
+
+    Returns:
+        Lowest and highest ratio of the middle ``confidence`` share; None where no part has a denominator.
+    """
+    values = np.array(parts, dtype=np.float64).reshape(-1, 2)
+    if not (values[:, 1] > 0).any():
+        return None
+    drawn = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), size=samples)
+    numerators, denominators = (drawn @ values).T
+    ratios = numerators[denominators > 0] / denominators[denominators > 0]
+    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

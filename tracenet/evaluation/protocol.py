@@ -1,156 +1,222 @@
-"""The paper's protocol: 25 simulated clicks per object in five bands, mIoU-T and mTA, and one deepest-interior click.
+"""The paper's protocol (section IV): which clicks every annotated object gets, and how its masks are scored.
 
-Tracing is exact, so the full network runs once per image and every click reads its outputs, with the level choice, the
-mask window and the resizing of the predictor itself. A sample of clicks is run again through the tracer and compared.
+Each object is clicked once at its deepest interior point, 25 times in five bands, and, in a sample of objects, at every
+pixel. The model behind it is anything that answers :class:`Segment`, so that several are judged on the same clicks and
+masks by the same code::
+
+    class Mine:
+        def __call__(self, photo, points):
+            features = encode(photo)
+            for x, y in points:
+                mask, score = decode(features, x, y)  # bool [photo.height, photo.width]
+                yield mask, None, score
+
+    images = evaluate_images(Mine(), dataset, dataset.records, ClickProtocol(seed=0))
+    report = summarise([one for image in images for one in image.objects], dataset.categories)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import torch
-from rich.progress import track
+from numpy.typing import NDArray
+from PIL import Image
 
-from tracenet.data import CocoDataset, deepest_interior_point, simulate_clicks
+from tracenet.data import BandClicks, CocoDataset, ImageRecord, Instance, deepest_interior_point, simulate_clicks
 from tracenet.data.clicks import BANDS, CLICKS_PER_BAND
-from tracenet.evaluation.full_network import segment_clicks
-from tracenet.evaluation.metrics import HIT, ObjectClicks, miou_t, mta
-from tracenet.exactness import full_network_error
-from tracenet.inference import PredictorSettings
-from tracenet.models import TraceNet
-from tracenet.models.fpn import LEVELS
-from tracenet.predictor import Predictor
-from tracenet_kernels.errors import InputError
+from tracenet.evaluation.metrics import HIT, ObjectClicks
+from tracenet.evaluation.results import DenseClicks, ImageResult, ObjectResult, encode_mask
+from tracenet_kernels.errors import ImageError, InputError
 
-SMALL, MEDIUM = 32**2, 96**2
-"""COCO's limits on ``area``: small below the first, large from the second on."""
+
+class Segment(Protocol):
+    """A model that answers clicks.
+
+    Called with an RGB photo and clicks ``[N, 2]`` float32 (x, y) in photo pixels, integers are pixel centres; gives one
+    ``(mask, level, score)`` per click, in order: bool ``[H, W]`` at photo size, the pyramid level that answered (None
+    without levels), the model's own rating of the mask. Masks should come one at a time: there are hundreds per photo.
+    """
+
+    def __call__(
+        self, photo: Image.Image, points: NDArray[np.float32]
+    ) -> Iterator[tuple[NDArray[np.bool_], int | None, float]]: ...
 
 
 @dataclass(frozen=True)
-class ObjectResult:
-    """One object: its simulated clicks, and the mask of its deepest interior click: overlap, level and score."""
+class ClickProtocol:
+    """Which clicks an object gets; they depend on the seed and the annotation's id only.
 
-    instance: int
-    image: int
-    category: int
-    area: float
-    clicks: ObjectClicks
-    intersection: int
-    union: int
-    level: int
-    score: float
-
-    @property
-    def iou(self) -> float:
-        return self.intersection / self.union
-
-
-def evaluate_dataset(
-    model: TraceNet,
-    settings: PredictorSettings,
-    dataset: CocoDataset,
-    clicks: int = BANDS * CLICKS_PER_BAND,
-    seed: int = 0,
-) -> list[ObjectResult]:
-    """Click every instance of ``dataset``: ``clicks`` times in five bands, and once at its deepest interior point.
-
-    Clicks depend on the seed and the annotation's id only.
+    Attributes:
+        clicks: simulated clicks per object, a multiple of five bands.
+        seed: of the simulated clicks and of the sample of ``full_mta``.
+        full_mta: objects on which mTA is also computed by its full definition.
+        full_mta_clicks: objects of more pixels than this are clicked on a grid of at most so many pixels instead.
 
     Raises:
-        InputError: ``clicks`` is not a positive multiple of five.
+        InputError: a count is not positive, or ``clicks`` no multiple of five.
     """
-    if clicks < BANDS or clicks % BANDS:
-        raise InputError(f"{clicks} clicks per object; give a positive multiple of {BANDS}, the paper takes 25")
-    results = []
-    for record in track(dataset.records, description="clicks"):
-        truths = dataset.masks(record)
-        if not truths:
-            continue
-        drawn = [simulate_clicks(m, np.random.default_rng([seed, i.id]), clicks // BANDS) for i, m in truths]
-        points = [
-            np.concatenate([[deepest_interior_point(mask)], one.points])
-            for (_, mask), one in zip(truths, drawn, strict=True)
-        ]
-        photo = dataset.image(record)
-        found = segment_clicks(model, settings, photo, torch.from_numpy(np.concatenate(points)).float())
-        for (instance, truth), one, own in zip(truths, drawn, points, strict=True):
-            mask, level, score = next(found)
-            pixels = np.array([_overlap(m, truth) for m in (mask, *(next(found)[0] for _ in own[1:]))])
-            results.append(
-                ObjectResult(
-                    instance.id,
-                    record.id,
-                    instance.category_id,
-                    instance.area if instance.area >= 0 else float(truth.sum()),
-                    ObjectClicks(pixels[1:, 0], pixels[1:, 1], one.bands, one.areas),
-                    int(pixels[0, 0]),
-                    int(pixels[0, 1]),
-                    level,
-                    score,
-                )
+
+    clicks: int = BANDS * CLICKS_PER_BAND
+    seed: int = 0
+    full_mta: int = 0
+    full_mta_clicks: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.clicks < BANDS or self.clicks % BANDS:
+            raise InputError(
+                f"{self.clicks} clicks per object; give a positive multiple of {BANDS}, the paper takes 25"
             )
-    return results
+        if self.seed < 0 or self.full_mta < 0 or self.full_mta_clicks < 1:
+            raise InputError(
+                f"seed {self.seed}, full mTA on {self.full_mta} objects with {self.full_mta_clicks} clicks: "
+                "the first two must be at least 0, the clicks at least 1"
+            )
+
+    def simulate(self, instance: Instance, mask: NDArray[np.bool_]) -> BandClicks:
+        """The simulated clicks on one object."""
+        return simulate_clicks(mask, np.random.default_rng([self.seed, instance.id]), self.clicks // BANDS)
+
+    def full_mta_sample(self, records: Sequence[ImageRecord]) -> set[int]:
+        """Annotation ids of ``full_mta`` objects of ``records``, drawn uniformly."""
+        ids = sorted(instance.id for record in records for instance in record.instances)
+        chosen = np.random.default_rng(self.seed).permutation(len(ids))[: self.full_mta]
+        return {ids[i] for i in chosen}
 
 
-def _overlap(mask: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
-    return int((mask & truth).sum()), int((mask | truth).sum())
+def dense_points(mask: NDArray[np.bool_], most: int) -> tuple[NDArray[np.int64], int]:
+    """At most ``most`` evenly spaced pixels ``[N, 2]`` (x, y) of ``mask`` [H, W], and their spacing.
 
-
-def check_tracing(model: TraceNet, settings: PredictorSettings, dataset: CocoDataset, sample: int) -> tuple[int, float]:
-    """Run one object of ``sample`` evenly spread images through the tracer.
-
-    Returns how many were run, and the largest error of their mask logits over ``max|full|``.
+    The spacing is the smallest at which they fit; of its grids the one that hits the mask most often is taken.
     """
-    predictor = Predictor(model, settings)
-    records = dataset.records
-    worst, checked = 0.0, 0
-    for i in range(min(sample, len(records))):
-        record = records[i * len(records) // min(sample, len(records))]
+    ys, xs = np.nonzero(mask)
+    step = 1
+    while True:
+        grids = ys % step * step + xs % step
+        counts = np.bincount(grids, minlength=step * step)
+        if counts.max() <= most:
+            on = grids == counts.argmax()
+            return np.stack([xs[on], ys[on]], 1), step
+        step += 1
+
+
+def evaluate_images(
+    segment: Segment,
+    dataset: CocoDataset,
+    records: Sequence[ImageRecord],
+    protocol: ClickProtocol,
+    dense: Collection[int] = (),
+) -> Iterator[ImageResult]:
+    """Click every object of ``records``, image by image.
+
+    Args:
+        dense: annotation ids that are clicked densely too, see :meth:`ClickProtocol.full_mta_sample`.
+
+    Raises:
+        InputError: a mask is wrong; or a photo is absent, unreadable or of another size than stated (ImageError). With
+            the dataset's ``on_error="skip"`` they are left out instead, and the image's result says why.
+    """
+    for record in records:
+        start, clock, known = time.perf_counter(), _Stopwatch(), len(dataset.problems)
+        objects: list[ObjectResult] = []
         truths = dataset.masks(record)
-        if truths:
-            predictor.set_image(dataset.image(record))
-            x, y = deepest_interior_point(truths[0][1])
-            error, peak = full_network_error(predictor, (float(x), float(y)))
-            worst, checked = max(worst, error / peak), checked + 1
-    return checked, worst
+        problems = [str(problem) for problem in dataset.problems[known:]]
+        try:
+            photo = dataset.image(record) if truths else None
+        except ImageError as error:
+            if dataset.on_error != "skip":
+                raise
+            photo = None
+            problems.append(str(error))
+        if photo is not None:
+            objects = _click_objects(segment, photo, record, truths, protocol, dense, clock)
+        seconds = time.perf_counter() - start
+        yield ImageResult(record.id, objects, problems, seconds, clock.first, clock.total - clock.first, clock.laps)
 
 
-def summarise(results: Sequence[ObjectResult], categories: dict[int, str]) -> dict[str, Any]:
-    """All metrics overall, per band, per size and per category, as plain data."""
-    sizes = {
-        "small": [r for r in results if r.area < SMALL],
-        "medium": [r for r in results if SMALL <= r.area < MEDIUM],
-        "large": [r for r in results if r.area >= MEDIUM],
-    }
-    found = sorted({r.category for r in results})
-    objects = [r.clicks for r in results]
-    return {
-        **_metrics(results),
-        "images": len({r.image for r in results}),
-        "levels": {f"P{level}": sum(r.level == level for r in results) for level in LEVELS},
-        "by_band": [
-            {"band": band + 1, "miou_t": miou_t(objects, band), "mta": mta(objects, band)} for band in range(BANDS)
-        ],
-        "by_size": {name: _metrics(some) for name, some in sizes.items()},
-        "by_category": {
-            categories.get(number, str(number)): _metrics([r for r in results if r.category == number])
-            for number in found
-        },
-    }
+def _click_objects(
+    segment: Segment,
+    photo: Image.Image,
+    record: ImageRecord,
+    truths: Sequence[tuple[Instance, NDArray[np.bool_]]],
+    protocol: ClickProtocol,
+    dense: Collection[int],
+    clock: _Stopwatch,
+) -> list[ObjectResult]:
+    drawn = [protocol.simulate(instance, mask) for instance, mask in truths]
+    grids = [
+        dense_points(mask, protocol.full_mta_clicks) if instance.id in dense else (np.empty((0, 2), np.int64), 0)
+        for instance, mask in truths
+    ]
+    points = [
+        np.concatenate([[deepest_interior_point(mask)], one.points, grid])
+        for (_, mask), one, (grid, _) in zip(truths, drawn, grids, strict=True)
+    ]
+    found = clock.time(segment(photo, np.concatenate(points).astype(np.float32)))
+    objects = []
+    for (instance, truth), one, (grid, step) in zip(truths, drawn, grids, strict=True):
+        overlap = Overlap(truth)
+        first, level, score = next(found)
+        intersection, union = overlap(first)
+        pixels = np.array([overlap(next(found)[0]) for _ in one.bands])
+        tapped = np.array([overlap(next(found)[0]) for _ in grid]).reshape(-1, 2)
+        hits = int((tapped[:, 0] / tapped[:, 1] >= HIT).sum())
+        objects.append(
+            ObjectResult(
+                instance=instance.id,
+                image=record.id,
+                category=instance.category_id,
+                area=instance.area if instance.area >= 0 else float(overlap.pixels),
+                clicks=ObjectClicks(pixels[:, 0], pixels[:, 1], one.bands, one.areas),
+                intersection=intersection,
+                union=union,
+                level=level,
+                score=score,
+                truth=encode_mask(truth),
+                prediction=encode_mask(first),
+                dense=DenseClicks(hits, len(grid), step) if step else None,
+            )
+        )
+    return objects
 
 
-def _metrics(results: Sequence[ObjectResult]) -> dict[str, Any]:
-    objects = [r.clicks for r in results]
-    unions = sum(r.union for r in results)
-    return {
-        "one_click_miou": float(np.mean([r.iou for r in results])) if results else None,
-        "one_click_pooled": sum(r.intersection for r in results) / unions if unions else None,
-        "hit_rate_70": float(np.mean([r.iou >= HIT for r in results])) if results else None,
-        "miou_t": miou_t(objects),
-        "mta": mta(objects),
-        "clicks": sum(len(one.bands) for one in objects),
-        "instances": len(results),
-    }
+class Overlap:
+    """Pixels of intersection and union of masks ``[H, W]`` with one true mask; only its bounding box is compared."""
+
+    def __init__(self, truth: NDArray[np.bool_]) -> None:
+        rows, columns = np.flatnonzero(truth.any(1)), np.flatnonzero(truth.any(0))
+        self._box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        self._truth = truth[self._box].copy()
+        self._shape = truth.shape
+        self.pixels = int(np.count_nonzero(truth))
+
+    def __call__(self, mask: NDArray[np.bool_]) -> tuple[int, int]:
+        if mask.shape != self._shape or mask.dtype != np.bool_:
+            raise InputError(
+                f"the model gave a mask of shape {mask.shape} and {mask.dtype}; the photo asks for booleans of shape "
+                f"{self._shape}"
+            )
+        intersection = int(np.count_nonzero(mask[self._box] & self._truth))
+        return intersection, self.pixels + int(np.count_nonzero(mask)) - intersection
+
+
+class _Stopwatch:
+    """Seconds that an iterator takes for its first item and for all."""
+
+    def __init__(self) -> None:
+        self.first = self.total = 0.0
+        self.laps = 0
+
+    def time(
+        self, masks: Iterator[tuple[NDArray[np.bool_], int | None, float]]
+    ) -> Iterator[tuple[NDArray[np.bool_], int | None, float]]:
+        start = time.perf_counter()
+        for item in masks:
+            self.total += time.perf_counter() - start
+            self.first = self.first or self.total
+            self.laps += 1
+            yield item
+            start = time.perf_counter()
