@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from tracenet.evaluation.window_mask import window_mask
 from tracenet.inference import (
     PredictorSettings,
     box_window,
     click_scores,
     fit_canvas,
     half_logits,
-    photo_logits,
     predictions_at,
     prepare_image,
     rank_levels,
@@ -48,5 +48,5 @@ def segment_clicks(
         k = level - LEVELS[0]
         window = box_window(at["boxes"][i, k], clicks[i], canvas, settings)
         logits = half_logits(model, outputs["maskfeat"], at["theta"][i, k][None], clicks[i][None], level)[0]
-        mask = photo_logits(logits[window.y0 : window.y1, window.x0 : window.x1], window, canvas) > 0
-        yield mask.numpy(), level, float(scores[i, k])
+        mask = window_mask(logits[window.y0 : window.y1, window.x0 : window.x1], window, canvas)
+        yield mask, level, float(scores[i, k])
