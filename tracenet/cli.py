@@ -1,4 +1,4 @@
-"""The command line: ``tracenet segment``, ``tracenet trace``, ``tracenet costs``."""
+"""The command line: ``tracenet segment``, ``trace``, ``evaluate``, ``teach``, ``costs``."""
 
 from __future__ import annotations
 
@@ -210,6 +210,45 @@ def evaluate(
         if json_path is not None:
             finish(done, json_path)
         _out.print(tables(done.report))
+
+
+@app.command()
+def teach(
+    images: Annotated[Path, typer.Option(help="Folder of the photos.")],
+    annotations: Annotated[Path, typer.Option(help="COCO or LVIS json: what is annotated is not proposed again.")],
+    encoder: Annotated[Path, typer.Option(help="ONNX file of the teacher's image encoder.")],
+    decoder: Annotated[Path, typer.Option(help="ONNX file of its prompt decoder.")],
+    out: Annotated[Path, typer.Option(help="COCO-style json to write; a killed run goes on from OUT.partial.")],
+    grid: Annotated[int | None, typer.Option(help="Clicks along the photo's longer side.")] = None,
+    predicted_iou: Annotated[float | None, typer.Option(help="Least IoU that the teacher predicts.")] = None,
+    stability: Annotated[float | None, typer.Option(help="Least IoU between nearby mask thresholds.")] = None,
+    without: Annotated[Path | None, typer.Option(help="Annotation json of photos to leave out.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many photos, evenly spread.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad entries instead of stopping.")] = False,
+    threads: Annotated[int, typer.Option(help="Of the teacher.")] = 2,
+    figures: Annotated[int, typer.Option(help="Also draw the proposals on so many photos, in OUT_figures.")] = 0,
+) -> None:
+    """Propose masks on annotated photos with a SAM-style ONNX pair, to train with."""
+    try:
+        from tracenet.training.teach import TeacherSettings, teach_files
+    except ModuleNotFoundError as error:
+        raise InputError(f"proposals need {error.name}; install it with pip install 'tracenet[train]'") from error
+    given: dict[str, Any] = {"grid": grid, "predicted_iou": predicted_iou, "stability": stability}
+    settings = TeacherSettings(**{name: value for name, value in given.items() if value is not None})
+    report = teach_files(
+        images,
+        annotations,
+        encoder,
+        decoder,
+        out,
+        settings,
+        without=without,
+        limit=limit,
+        skip_bad=skip_bad,
+        threads=threads,
+        figures=figures,
+    )
+    print(json.dumps(report, indent=2))
 
 
 @app.command()
