@@ -239,8 +239,15 @@ def propose(
             disable=not progress,
         ):
             rows[record.id] = [_row(one) for one in _proposals(dataset, record, teacher, settings)]
-            file.write(json.dumps({"image_id": record.id, "proposals": rows[record.id]}) + "\n")
-            file.flush()
+            line = json.dumps({"image_id": record.id, "proposals": rows[record.id]})
+            try:
+                file.write(line.encode() + b"\n")
+                file.flush()
+            except OSError as error:
+                raise InputError(
+                    f"{partial} cannot be written ({error.strerror or error}); what it holds is kept: make room and "
+                    "run the same command again"
+                ) from error
     images = [{"id": r.id, "file_name": r.path.name, "width": r.width, "height": r.height} for r in dataset.records]
     annotations = [
         {"id": number, "image_id": image, **row}
@@ -294,29 +301,21 @@ def _finished(path: Path, fingerprint: str) -> bool:
 
 
 @contextmanager
-def _resumed(path: Path, fingerprint: str) -> Iterator[tuple[dict[int, list[dict[str, Any]]], IO[str]]]:
+def _resumed(path: Path, fingerprint: str) -> Iterator[tuple[dict[int, list[dict[str, Any]]], IO[bytes]]]:
     """Rows of the photos that are done, and the file to append to; a line that was cut short is dropped."""
-    rows: dict[int, list[dict[str, Any]]] = {}
-    end = 0
-    if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)
-        if lines and lines[0].endswith(b"\n"):
-            if json.loads(lines[0]).get("teacher") != fingerprint:
-                raise InputError(
-                    f"{path} was begun with other photos, settings or another teacher; "
-                    "delete it or choose another output"
-                )
-            end = len(lines[0])
-            for line in lines[1:]:
-                if not line.endswith(b"\n"):
-                    break
-                row = json.loads(line)
-                rows[int(row["image_id"])] = row["proposals"]
-                end += len(line)
-    with path.open("r+" if path.exists() else "w") as file:
-        file.seek(end)
+    data = path.read_bytes() if path.exists() else b""
+    whole = data.rfind(b"\n") + 1
+    header = json.dumps({"teacher": fingerprint}).encode()
+    first, *lines = data[:whole].splitlines() or [header]
+    if first != header:
+        raise InputError(
+            f"{path} was begun with other photos, settings or another teacher; delete it or choose another output"
+        )
+    done = [json.loads(line) for line in lines]
+    with path.open("r+b" if data else "wb") as file:
+        file.seek(whole)
         file.truncate()
-        if not end:
-            file.write(json.dumps({"teacher": fingerprint}) + "\n")
+        if not whole:
+            file.write(header + b"\n")
             file.flush()
-        yield rows, file
+        yield {row["image_id"]: row["proposals"] for row in done}, file
