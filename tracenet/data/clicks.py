@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
+from torch import Tensor
 
+from tracenet.inference import HALF
 from tracenet_kernels.errors import InputError
+
+WHERE = ("mixed", "inside", "centre")
+"""Where training clicks fall, see :func:`training_clicks`."""
 
 
 def interior_depth(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -18,7 +25,13 @@ def interior_depth(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """
     if mask.ndim != 2:
         raise InputError(f"mask has shape {mask.shape}; pass [H, W]")
-    return distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1].astype(np.float32)
+    depth = np.zeros(mask.shape, np.float32)
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if len(ys):
+        # The nearest outside pixel of a pixel in the mask's box is never beyond the ring around that box.
+        box = slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1)
+        depth[box] = distance_transform_edt(np.pad(mask[box], 1))[1:-1, 1:-1]
+    return depth
 
 
 def deepest_interior_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
@@ -87,8 +100,10 @@ def simulate_clicks(mask: NDArray[np.bool_], rng: np.random.Generator, per_band:
     A band of fewer than ``per_band`` pixels is drawn from with replacement; an empty band gives no clicks.
 
     Raises:
-        InputError: the mask is empty or not two-dimensional.
+        InputError: the mask is empty or not two-dimensional, or ``per_band`` is below 1.
     """
+    if per_band < 1:
+        raise InputError(f"{per_band} clicks per band; at least one is needed")
     bands = click_bands(mask)
     points, numbers, areas = [], [], []
     for band in range(BANDS):
@@ -99,3 +114,53 @@ def simulate_clicks(mask: NDArray[np.bool_], rng: np.random.Generator, per_band:
             points.append(np.stack([xs[chosen], ys[chosen]], 1))
             numbers.append(np.full(per_band, band))
     return BandClicks(np.concatenate(points), np.concatenate(numbers), np.array(areas))
+
+
+def training_clicks(
+    masks: Tensor,
+    depth: Tensor,
+    rng: np.random.Generator,
+    count: int,
+    extra: int = 0,
+    per_instance: int = 3,
+    where: str = "mixed",
+) -> tuple[Tensor, Tensor, int]:
+    """Clicks on the objects of one view; every object gets one before any gets another.
+
+    Args:
+        masks: ``[n, h, w]`` uint8 coverage at half the view's resolution, each with a sample of at least 128.
+        depth: ``[n, h, w]`` uint8 distance to the mask's edge, see :class:`tracenet.data.samples.TrainingSample`.
+        rng: drawn from.
+        count: clicks that are asked for.
+        extra: further clicks, for what is cheaper to learn from.
+        per_instance: at most this many of the first kind on one object, and of the others in proportion.
+        where: ``"inside"`` anywhere in the mask, ``"centre"`` where it is at least half as deep as at its deepest,
+            ``"mixed"`` either, each as likely.
+
+    Returns:
+        instance ``[N]`` int64, clicks ``[N, 2]`` float32 (x, y) in view pixels, and how many of them, the first, are
+        of the first kind.
+
+    Raises:
+        InputError: no object, or an option outside its range.
+    """
+    if where not in WHERE:
+        raise InputError(f"clicks where={where!r}; use one of {WHERE}")
+    if not len(masks) or count < 1 or extra < 0 or per_instance < 1:
+        raise InputError(
+            f"{count} and {extra} clicks, {per_instance} per object, on {len(masks)} objects; there must be an object, "
+            "and at least one click on it"
+        )
+    rounds = math.ceil(per_instance * (count + extra) / count)
+    order = np.concatenate([rng.permutation(len(masks)) for _ in range(rounds)])
+    chosen = order[: count + extra].astype(np.int64)
+    clicks = np.empty((len(chosen), 2), np.float32)
+    for i, instance in enumerate(chosen):
+        inside = masks[instance].numpy() >= 128
+        if where == "centre" or (where == "mixed" and rng.random() < 0.5):
+            deep = depth[instance].numpy()
+            inside &= deep >= (deep.max() + 1) // 2
+        ys, xs = np.nonzero(inside)
+        k = rng.integers(len(ys))
+        clicks[i] = HALF * (xs[k] + rng.random()), HALF * (ys[k] + rng.random())
+    return torch.from_numpy(chosen), torch.from_numpy(clicks), min(count, per_instance * len(masks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -165,6 +166,16 @@ class CocoDataset:
         )
         self.records = [record for record in wanted if files is None or self._present(record, files)]
 
+    def subset(self, only: Collection[int] | None = None, without: Collection[int] = ()) -> CocoDataset:
+        """The same dataset with fewer images, without reading the json again; arguments as of the constructor.
+
+        Problems found from now on are each dataset's own.
+        """
+        chosen = copy.copy(self)
+        chosen.problems, chosen._known, chosen.too_small = list(self.problems), set(self._known), set(self.too_small)
+        chosen.records = [r for r in self.records if r.id not in without and (only is None or r.id in only)]
+        return chosen
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -202,6 +213,20 @@ class CocoDataset:
                 f"but {self.annotations} states {record.width}x{record.height} for image {record.id}"
             )
         return image
+
+    def usable_image(self, record: ImageRecord) -> Image.Image | None:
+        """RGB pixels of one image, or None where it cannot be used and ``on_error`` is ``"skip"``.
+
+        Raises:
+            ImageError: as :meth:`image`, where ``on_error`` is ``"raise"``.
+        """
+        try:
+            return self.image(record)
+        except ImageError as error:
+            if self.on_error == "raise":
+                raise
+            self.refuse("image", record.id, f"cannot be used: {error}")
+            return None
 
     def mask(self, record: ImageRecord, instance: Instance) -> NDArray[np.bool_]:
         """Mask ``[height, width]`` of one instance: union of its polygons, or its RLE.
