@@ -77,6 +77,17 @@ def parse_mask_window(text: str | None) -> str | float | None:
         raise InputError(f"--mask-window is {text!r}; pass box, full, or a radius in photo pixels") from error
 
 
+def parse_zoom(text: str | None) -> str | tuple[str | float, ...] | None:
+    """``auto``, ``off``, or factors with commas between them; None keeps the checkpoint's default."""
+    if text is None or text in ("auto", "off"):
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        return tuple(part if part == "native" else float(part) for part in parts)
+    except ValueError as error:
+        raise InputError(f"zoom is {text!r}; pass auto, off, or factors such as 0.5,1,2 or 0.5,native") from error
+
+
 @app.command()
 def segment(
     image: Annotated[Path, typer.Argument(help="Photo: JPEG, PNG, WebP, TIFF, ...", show_default=False)],
@@ -90,6 +101,13 @@ def segment(
     mask_window: Annotated[
         str | None, typer.Option(help="box, full, or a radius in photo pixels (default: the checkpoint's).")
     ] = None,
+    zoom: Annotated[
+        str | None,
+        typer.Option(
+            help="Scales to look at: off, auto, or factors of the working size such as 0.5,1,native (default: the "
+            "checkpoint's)."
+        ),
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file (default: the bundled one).")] = None,
     backend: Annotated[str, typer.Option(help="auto or torch.")] = "auto",
     overlay: Annotated[Path | None, typer.Option(help="Also write the photo with the mask over it.")] = None,
@@ -99,6 +117,7 @@ def segment(
     """Segment the thing under a click."""
     at, mask_rule = parse_click(click), parse_mask_window(mask_window)
     level_range = None if levels is None else parse_levels(levels)
+    scales = parse_zoom(zoom)
 
     from tracenet.segment import segment_photo
 
@@ -110,6 +129,7 @@ def segment(
         mask_window=mask_rule,
         checkpoint=checkpoint,
         backend=backend,
+        zoom=scales,
         overlay_path=overlay,
         windows_path=windows,
     )
@@ -117,7 +137,8 @@ def segment(
         print(json.dumps(result))
         return
     print(
-        f"{result['output']}: {result['mask_pixels']} pixels, score {result['score']:.2f}, level P{result['level']}, "
+        f"{result['output']}: {result['mask_pixels']} pixels, score {result['score']:.2f}, "
+        f"level P{result['level']} at {result['zoom']:g}x, "
         f"{result['predict_ms']:.0f} ms, {result['macs'] / 1e9:.1f} of {result['full_macs'] / 1e9:.1f} GMACs"
     )
 

@@ -125,6 +125,15 @@ def save_json(data: Any, path: str | Path) -> Path:
         text = json.dumps(data, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: the data cannot be written as JSON ({error})") from error
+    return save_text(text, path)
+
+
+def save_text(text: str, path: str | Path) -> Path:
+    """Save text as UTF-8, whole or not at all.
+
+    Raises:
+        InputError: see :func:`write_whole`.
+    """
 
     def write(file: BinaryIO) -> None:
         file.write(text.encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -31,10 +31,11 @@ from tracenet_kernels.errors import InputError
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation: its report as plain data, and the results of every object."""
+    """A finished evaluation: its report as plain data, the results of every object, and the model they are of."""
 
     report: dict[str, Any]
     objects: list[ObjectResult]
+    segment: Segment
 
 
 def file_hash(path: Path) -> str:
@@ -120,7 +121,7 @@ def evaluate_dataset(
         "processes": ranks.count,
         **_times(everything),
     }
-    return Evaluation(report, objects)
+    return Evaluation(report, objects, segment)
 
 
 def _times(images: Sequence[ImageResult]) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def evaluate_checkpoint(
     sample = spread([record for record in dataset.records if record.id in usable], rft)
     checked = check_tracing(Predictor(model, info.predictor), dataset, ranks.share(sample), protocol)
     counts, errors = zip(*ranks.gather(checked), strict=True)
-    return Evaluation({**done.report, "rft_checked": sum(counts), "rft_max_error": max(errors)}, done.objects)
+    return replace(done, report={**done.report, "rft_checked": sum(counts), "rft_max_error": max(errors)})
 
 
 def finish(evaluation: Evaluation, output: Path) -> None:
