@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from tracenet.data import click_bands, deepest_interior_point, interior_depth, simulate_clicks
-from tracenet.data.clicks import band_kernel
+from tracenet.data.clicks import band_kernel, training_clicks
 from tracenet_kernels.errors import InputError
 
 
@@ -99,3 +100,65 @@ def test_bands_of_a_square_by_hand() -> None:
     bands = click_bands(np.ones((25, 25), bool))
     assert bands[12, 12] == 0
     assert [int((bands == band).sum()) for band in range(5)] == [25, 56, 88, 120, 336]
+
+
+@given(masks())
+def test_depth_is_the_distance_transform_of_the_padded_mask(mask: np.ndarray) -> None:
+    expected = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1].astype(np.float32)
+    np.testing.assert_array_equal(interior_depth(mask), expected)
+
+
+def test_depth_of_an_empty_mask_is_zero() -> None:
+    assert not interior_depth(np.zeros((3, 4), bool)).any()
+
+
+def test_few_pixels_are_clicked_again_and_empty_bands_not_at_all() -> None:
+    mask = np.zeros((9, 9), bool)
+    mask[4, 3:6] = True  # one band of three pixels
+    clicks = simulate_clicks(mask, np.random.default_rng(0))
+    assert clicks.areas.tolist() == [3, 0, 0, 0, 0]
+    assert clicks.points.shape == (5, 2) and clicks.bands.tolist() == [0] * 5
+    with pytest.raises(InputError, match="0 clicks per band"):
+        simulate_clicks(mask, np.random.default_rng(0), per_band=0)
+
+
+def objects() -> tuple[torch.Tensor, torch.Tensor]:
+    coverage = np.zeros((3, 20, 30), np.uint8)
+    coverage[0, 2:18, 2:14] = 255
+    coverage[1, 5:8, 20:29] = 255
+    coverage[2, 19, 29] = 130
+    coverage[0, 1, 2:14] = 100  # less than half covered: not clicked
+    depth = np.stack([np.ceil(interior_depth(c >= 128)) for c in coverage]).astype(np.uint8)
+    return torch.from_numpy(coverage), torch.from_numpy(depth)
+
+
+@pytest.mark.parametrize("where", ["inside", "centre", "mixed"])
+def test_training_clicks_lie_where_they_should(where: str) -> None:
+    coverage, depth = objects()
+    deep, shallow = 0, 0
+    for seed in range(40):
+        instance, points, full = training_clicks(coverage, depth, np.random.default_rng(seed), 5, 4, 3, where)
+        assert instance.shape == (9,) and points.shape == (9, 2) and full == 5
+        assert (
+            sorted(instance[:3].tolist()) == sorted(instance[3:6].tolist()) == [0, 1, 2]
+        )  # nobody twice before all once
+        for k, (x, y) in zip(instance.tolist(), (points // 2).long().tolist(), strict=True):
+            assert coverage[k, y, x] >= 128
+            half = 2 * int(depth[k, y, x]) >= int(depth[k].max())
+            deep, shallow = deep + half, shallow + (not half)
+    assert deep
+    assert (shallow > 0) == (where != "centre")
+
+
+def test_number_of_training_clicks() -> None:
+    coverage, depth = objects()
+    instance, _, full = training_clicks(coverage, depth, np.random.default_rng(0), 100, 50, 2)
+    assert (len(instance), full) == (9, 6)  # two for each object, and half as many besides
+    for arguments in (
+        (coverage[:0], depth[:0], np.random.default_rng(0), 4),
+        (coverage, depth, np.random.default_rng(0), 0),
+    ):
+        with pytest.raises(InputError, match="there must be an object"):
+            training_clicks(*arguments)
+    with pytest.raises(InputError, match="where='edge'"):
+        training_clicks(coverage, depth, np.random.default_rng(0), 4, where="edge")
