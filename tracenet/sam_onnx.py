@@ -328,10 +328,10 @@ class SamOnnxPredictor:
         start = time.perf_counter()
         photo = as_image(image)
         view = self._fit((photo.height, photo.width))
-        pixels = self._prepare(photo, view)
+        inputs = {self.encoder_layout.image.name: self._prepare(photo, view)}
         prepared = time.perf_counter()
         names = [port.name for port in self.encoder_layout.outputs]
-        outputs = self._encoder.run(names, {self.encoder_layout.image.name: pixels})
+        outputs = self._encoder.run(names, inputs)
         self._view, self._features = view, dict(zip(names, outputs, strict=True))
         self.timings_ms = {
             "prepare": (prepared - start) * 1e3,
@@ -402,6 +402,15 @@ class SamOnnxPredictor:
         shown = grown[..., : view.fitted[0], : view.fitted[1]]
         full = F.interpolate(shown, size=list(view.photo), mode="bilinear", align_corners=False)
         return full.reshape(*logits.shape[:-2], *view.photo).numpy()
+
+    def encoder_inputs(self, image: Any) -> dict[str, NDArray[Any]]:
+        """What the encoder is fed for a photo, by input name."""
+        photo = as_image(image)
+        return {self.encoder_layout.image.name: self._prepare(photo, self._fit((photo.height, photo.width)))}
+
+    def decoder_inputs(self, point_coords: Any, point_labels: Any = None) -> dict[str, NDArray[Any]]:
+        """What the decoder is fed for clicks on the current photo, by input name; as :meth:`predict`."""
+        return self._feeds(*self._check(point_coords, point_labels))
 
     def _fit(self, photo: tuple[int, int]) -> _View:
         layout, side = self.encoder_layout, self.options.side
