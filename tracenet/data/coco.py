@@ -51,7 +51,7 @@ class Problem:
         return f"{self.file}: {self.kind} {self.id} {self.what}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Instance:
     """One object.
 
@@ -265,6 +265,10 @@ class CocoDataset:
         problem = self._problem(kind, id, what)
         if self.on_error == "raise":
             raise error(f"{problem}{self._advice()}")
+        self.collect(problem)
+
+    def collect(self, problem: Problem) -> None:
+        """Add to ``problems`` what is not among them yet."""
         if problem not in self._known:
             self._known.add(problem)
             self.problems.append(problem)

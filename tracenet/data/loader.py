@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tracenet.data.coco import Problem
 from tracenet.data.mixture import Mixture
 from tracenet.data.samples import TrainingSample
 from tracenet_kernels.errors import InputError, TraceNetError
@@ -23,7 +24,8 @@ Group = list[TrainingSample]
 class SampleLoader:
     """The samples of each step that belong to one rank: those whose index modulo ``world`` is ``rank``.
 
-    What comes out does not depend on the number of workers, and together not on the number of ranks.
+    What comes out does not depend on the number of workers, and together not on the number of ranks. What workers skip
+    is collected in the ``problems`` of this process's datasets.
 
     Args:
         mixture: makes the samples.
@@ -74,6 +76,8 @@ class SampleLoader:
         if isinstance(batch, TraceNetError):
             self.close()
             raise batch
+        for number, problem in batch.problems:
+            self.mixture.sources[number].dataset.collect(problem)
         return batch.groups()
 
     def close(self) -> None:
@@ -92,17 +96,33 @@ class SampleLoader:
         )
 
 
-class _Samples(Dataset[Group | TraceNetError]):
-    """By (step, index). An error is a value, so that it arrives as it was raised and not inside a traceback."""
+@dataclass
+class _Made:
+    """A sample, or why there is none, and the problems found on the way, by number of the source.
+
+    The error is a value, so that it arrives as it was raised and not inside a traceback.
+    """
+
+    group: Group | TraceNetError
+    problems: list[tuple[int, Problem]]
+
+
+class _Samples(Dataset[_Made]):
+    """By (step, index)."""
 
     def __init__(self, mixture: Mixture) -> None:
         self.mixture = mixture
 
-    def __getitem__(self, at: tuple[int, int]) -> Group | TraceNetError:
+    def __getitem__(self, at: tuple[int, int]) -> _Made:
+        datasets = [source.dataset for source in self.mixture.sources]
+        known = [len(dataset.problems) for dataset in datasets]
+        group: Group | TraceNetError
         try:
-            return self.mixture.sample(*at)
+            group = self.mixture.sample(*at)
         except TraceNetError as error:
-            return error
+            group = error
+        new = [(k, p) for k, dataset in enumerate(datasets) for p in dataset.problems[known[k] :]]
+        return _Made(group, new)
 
 
 class _Steps(Sampler[list[tuple[int, int]]]):
@@ -125,6 +145,7 @@ class _Packed:
     data: Tensor
     sizes: list[int]
     plain: list[dict[str, Any]]
+    problems: list[tuple[int, Problem]]
 
     def groups(self) -> list[Group]:
         at, views = 0, []
@@ -143,12 +164,12 @@ class _Packed:
         return out
 
 
-def _collate(items: list[Group | TraceNetError]) -> _Packed | TraceNetError:
+def _collate(made: list[_Made]) -> _Packed | TraceNetError:
     groups = []
-    for item in items:
-        if isinstance(item, TraceNetError):
-            return item
-        groups.append(item)
+    for one in made:
+        if isinstance(one.group, TraceNetError):
+            return one.group
+        groups.append(one.group)
     parts, plain = [], []
     for view in (view for group in groups for view in group):
         entry = dict(vars(view))
@@ -158,4 +179,5 @@ def _collate(items: list[Group | TraceNetError]) -> _Packed | TraceNetError:
             raw = tensor.flatten().view(torch.uint8)
             parts += [raw, raw.new_zeros(-len(raw) % _ALIGN)]
         plain.append(entry)
-    return _Packed(torch.cat(parts), [len(group) for group in groups], plain)
+    problems = [problem for one in made for problem in one.problems]
+    return _Packed(torch.cat(parts), [len(group) for group in groups], plain, problems)
