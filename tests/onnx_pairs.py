@@ -39,6 +39,7 @@ class Layout:
     radius: float = 12.0
     gain: float = 0.0
     iou: tuple[float, ...] = (0.9, 0.95, 0.8, 0.85)
+    two_features: bool = False
     names: tuple[str, str] = ("images", "image_embeddings")
 
 
@@ -59,7 +60,8 @@ def write_encoder(path: Path, layout: Layout) -> Path:
     shape = [side, side, 3] if layout.channels_last else [3, side, side]
     kind = TensorProto.UINT8 if layout.uint8 else TensorProto.FLOAT
     image = helper.make_tensor_value_info(layout.names[0], kind, [1, *shape] if layout.batch_axis else shape)
-    embedding = helper.make_tensor_value_info(layout.names[1], TensorProto.FLOAT, [1, 3, LOW // 4, LOW // 4])
+    embedding_shape = [1, 3, LOW // 4, LOW // 4]
+    embedding = helper.make_tensor_value_info(layout.names[1], TensorProto.FLOAT, embedding_shape)
     nodes = [helper.make_node("Cast", [layout.names[0]], ["float"], to=TensorProto.FLOAT)]
     last = "float"
     if not layout.batch_axis:
@@ -69,7 +71,11 @@ def write_encoder(path: Path, layout: Layout) -> Path:
         nodes.append(helper.make_node("Transpose", [last], ["nchw"], perm=[0, 3, 1, 2]))
         last = "nchw"
     nodes.append(helper.make_node("AveragePool", [last], [layout.names[1]], kernel_shape=[16, 16], strides=[16, 16]))
-    return _save(path, nodes, [image], [embedding], [_constant("zero", [0], np.int64)])
+    outputs = [embedding]
+    if layout.two_features:
+        nodes.append(helper.make_node("Neg", [layout.names[1]], ["high_res_feats"]))
+        outputs.insert(0, helper.make_tensor_value_info("high_res_feats", TensorProto.FLOAT, embedding_shape))
+    return _save(path, nodes, [image], outputs, [_constant("zero", [0], np.int64)])
 
 
 def write_decoder(path: Path, layout: Layout) -> Path:
@@ -81,6 +87,8 @@ def write_decoder(path: Path, layout: Layout) -> Path:
         info("point_coords", TensorProto.FLOAT, [*lead, layout.points, 2]),
         info("point_labels", label_type, [*lead, layout.points]),
     ]
+    if layout.two_features:
+        inputs.append(info("high_res_feats", TensorProto.FLOAT, [1, 3, LOW // 4, LOW // 4]))
     if layout.mask_input:
         inputs += [
             info("mask_input", TensorProto.FLOAT, [1, 1, LOW, LOW]),
@@ -105,6 +113,7 @@ def write_decoder(path: Path, layout: Layout) -> Path:
         _constant("score_shape", [-1, 1], np.int64),
     ]
     node = helper.make_node
+    second = "high_res_feats" if layout.two_features else "image_embeddings"
     nodes = [
         node("Squeeze", ["point_coords", "first"], ["points"])
         if layout.nested
@@ -122,7 +131,8 @@ def write_decoder(path: Path, layout: Layout) -> Path:
         node("Add", ["dx2", "dy2"], ["d2"]),
         node("Sqrt", ["d2"], ["distance"]),
         node("Sub", ["radii", "distance"], ["disc"]),  # [B, C, LOW, LOW]
-        node("Slice", ["image_embeddings", "first", "one", "one"], ["red"]),
+        node("Sub" if layout.two_features else "Max", ["image_embeddings", second], ["features"]),
+        node("Slice", ["features", "first", "one", "one"], ["red"]),
         node("Slice", ["red", "first", "one", "two"], ["top"]),
         node("Slice", ["top", "first", "one", "three"], ["corner"]),  # [1, 1, 1, 1]
         node("Mul", ["corner", "gain"], ["shift"]),

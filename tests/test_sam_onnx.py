@@ -14,7 +14,14 @@ from PIL import Image
 
 from tests.onnx_pairs import SIDE, Layout, write_decoder, write_encoder, write_pair
 from tracenet.sam_onnx import SamOnnxPredictor, SamOptions, best_masks, stability_scores
-from tracenet_kernels.errors import BackendError, CheckpointError, ClickError, ImageError, InputError
+from tracenet_kernels.errors import (
+    BackendError,
+    CheckpointError,
+    ClickError,
+    ExecutionError,
+    ImageError,
+    InputError,
+)
 
 PHOTO = np.full((48, 96, 3), 200, np.uint8)  # fitted to 32 x 64, below it padding
 SCALE = SIDE / 96
@@ -33,6 +40,7 @@ LAYOUTS = {
     "one point": Layout(points=1),
     "three points": Layout(points=3),
     "nested": Layout(nested=True, prompts="prompts", int_labels=True, mask_input=False, photo_size=False, count=3),
+    "two features": Layout(two_features=True),
     "other names": Layout(names=("pixels", "anything")),
 }
 
@@ -107,6 +115,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> SamOnnxPredictor:
         (Layout(gain=0.1, uint8=True), "auto", 20.0),
         (Layout(gain=1.0), "unit", 200 / 255),
         (Layout(gain=0.1), "raw", 20.0),
+        (Layout(gain=0.1, two_features=True), "raw", 40.0),  # x - (-x)
     ],
 )
 def test_pixels_are_normalised_as_the_encoder_expects(
@@ -216,6 +225,18 @@ def test_features_must_fit(tmp_path: Path) -> None:
         SamOnnxPredictor(encoder, write_decoder(tmp_path / "two.onnx", Layout(prompts=2)))
     other = write_encoder(tmp_path / "other.onnx", replace(Layout(), batch_axis=True, names=("a", "b")))
     SamOnnxPredictor(other, decoder)  # one embedding: its name does not matter
+    two = write_decoder(tmp_path / "features.onnx", Layout(two_features=True))
+    with pytest.raises(CheckpointError, match=r"inputs \['high_res_feats'\] are not among the encoder's outputs"):
+        SamOnnxPredictor(encoder, two)
+
+
+def test_what_onnx_runtime_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = predictor(tmp_path)
+    p.set_image(PHOTO)
+    feeds = p._feeds
+    monkeypatch.setattr(p, "_feeds", lambda *given: {**feeds(*given), "point_coords": np.zeros((1, 2, 3), np.float32)})
+    with pytest.raises(ExecutionError, match=r"decoder\.onnx failed on .*point_coords float32\[1, 2, 3\]"):
+        p.predict([[1, 1]])
 
 
 def test_options_are_checked() -> None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tracenet.image_io import as_image
-from tracenet_kernels.errors import BackendError, CheckpointError, ClickError, InputError
+from tracenet_kernels.errors import BackendError, CheckpointError, ClickError, ExecutionError, InputError
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -331,7 +331,7 @@ class SamOnnxPredictor:
         inputs = {self.encoder_layout.image.name: self._prepare(photo, view)}
         prepared = time.perf_counter()
         names = [port.name for port in self.encoder_layout.outputs]
-        outputs = self._encoder.run(names, inputs)
+        outputs = _run_session(self._encoder, self._paths[0], names, inputs)
         self._view, self._features = view, dict(zip(names, outputs, strict=True))
         self.timings_ms = {
             "prepare": (prepared - start) * 1e3,
@@ -354,7 +354,7 @@ class SamOnnxPredictor:
         return digest.hexdigest()[:16]
 
     @property
-    def view(self) -> _View:
+    def _placed(self) -> _View:
         if self._view is None:
             raise InputError("no image is set; call set_image(image) first")
         return self._view
@@ -368,7 +368,8 @@ class SamOnnxPredictor:
 
         Raises:
             ClickError: points outside the photo, not finite, of the wrong shape or label.
-            InputError: no image is set.
+            InputError: no image is set, or more clicks on one object than the decoder takes.
+            ExecutionError: ONNX Runtime failed.
         """
         points, labels = self._check(point_coords, point_labels)
         start = time.perf_counter()
@@ -391,7 +392,7 @@ class SamOnnxPredictor:
 
         Where the photo was padded, first to the encoder's image, then the padding is cut off, as SAM does.
         """
-        view = self.view
+        view = self._placed
         if self.decoder_layout.low_res is None and self._undoes_padding:
             return logits  # the graph has no others than those at photo size
         flat = torch.from_numpy(np.ascontiguousarray(logits)).reshape(1, -1, *logits.shape[-2:])
@@ -448,7 +449,7 @@ class SamOnnxPredictor:
     @property
     def _undoes_padding(self) -> bool:
         """Whether the decoder's graph brings its masks to photo size: it is made for photos padded to a square."""
-        view = self.view
+        view = self._placed
         return self.decoder_layout.masks is not None and self.options.fit == "pad" and view.image[0] == view.image[1]
 
     def _check(self, coords: Any, labels: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -459,7 +460,7 @@ class SamOnnxPredictor:
             raise ClickError(f"point_coords are not numbers ({error}); pass [[[x, y]]] in photo pixels") from error
         if points.ndim not in (2, 3) or points.shape[-1] != 2 or 0 in points.shape:
             raise ClickError(f"point_coords have shape {points.shape}; pass (B, N, 2) or (N, 2)")
-        height, width = self.view.photo
+        height, width = self._placed.photo
         centred = points + 0.5
         if not (np.isfinite(points).all() and (centred >= 0).all() and (centred < (width, height)).all()):
             raise ClickError(f"point_coords hold points outside the photo of {width}x{height} pixels")
@@ -486,7 +487,7 @@ class SamOnnxPredictor:
         wanted = np.concatenate([self._run(points[i : i + 1], labels[i : i + 1], False)[1] for i in range(2)])
         try:
             both = self._run(points, labels, False)[1]
-        except Exception:  # ONNX Runtime raises one class per status, all straight below Exception
+        except (ExecutionError, ValueError):  # a fixed size somewhere inside, or an answer for one prompt only
             return False
         limit = _BATCH_TOLERANCE * max(float(np.abs(wanted).max()), 1.0)
         return both.shape == wanted.shape and float(np.abs(both - wanted).max()) <= limit
@@ -498,16 +499,21 @@ class SamOnnxPredictor:
         layout = self.decoder_layout
         own = layout.masks is not None and (layout.low_res is None or (full and self._undoes_padding))
         names = [name for name in (layout.iou, layout.masks if own else None, layout.low_res) if name is not None]
-        values = self._decoder.run(names, self._feeds(points, labels))
+        values = _run_session(self._decoder, self._paths[1], names, self._feeds(points, labels))
         count = len(points)
         scores = np.asarray(values[0], np.float32).reshape(count, -1)
+        if own and self._undoes_padding and values[1].shape[-2:] != self._placed.photo:
+            raise ExecutionError(
+                f"{self._paths[1]}: {layout.masks} came as {list(values[1].shape)} for a photo of "
+                f"{list(self._placed.photo)} (height, width)"
+            )
         planes = [np.asarray(v, np.float32).reshape(count, -1, *v.shape[-2:]) for v in values[1:]]
         if layout.low_res is None and self._undoes_padding:
             return scores, planes[0], planes[0]
         return scores, self._shown(planes[-1]), planes[0] if len(planes) == 2 else None
 
     def _feeds(self, points: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        layout, view = self.decoder_layout, self.view
+        layout, view = self.decoder_layout, self._placed
         count, clicks = labels.shape
         scaled = points * view.scale[::-1]
         fixed = layout.points_per_prompt
@@ -544,7 +550,7 @@ class SamOnnxPredictor:
 
     def _shown(self, low_res: NDArray[np.float32]) -> NDArray[np.float32]:
         """The part of low-resolution logits that shows the photo: what lies over padding is cut off."""
-        view = self.view
+        view = self._placed
         self._low_side = max(low_res.shape[-2:])
         step = max(view.image) / self._low_side
         rows, columns = (int(-(-n // step)) for n in view.fitted)
@@ -577,6 +583,14 @@ def _compatible(given: Port, wanted: Port) -> bool:
 def _mismatch(where: str, part: str, inputs: Sequence[Port], outputs: Sequence[Port], expected: str) -> str:
     found = f"inputs {', '.join(map(str, inputs)) or 'none'}; outputs {', '.join(map(str, outputs)) or 'none'}"
     return f"{where}: not the {part} of a SAM-style pair: found {found}; expected {expected}"
+
+
+def _run_session(session: Any, path: Path, names: list[str], inputs: dict[str, NDArray[Any]]) -> list[Any]:
+    try:
+        return list(session.run(names, inputs))
+    except Exception as error:  # ONNX Runtime raises one class per status, all straight below Exception
+        fed = ", ".join(f"{name} {value.dtype}{list(value.shape)}" for name, value in inputs.items())
+        raise ExecutionError(f"{path} failed on {fed}: {str(error).splitlines()[0][:200]}") from error
 
 
 def _session(path: Path, threads: int) -> Any:
