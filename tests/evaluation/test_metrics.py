@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tracenet.evaluation.metrics import ObjectClicks, miou_t, mta
+from tracenet.evaluation.metrics import ObjectClicks, bootstrap_interval, miou_t, mta
 from tracenet_kernels.errors import InputError
 
 
@@ -46,3 +46,16 @@ def test_contradicting_counts_are_refused() -> None:
         clicks([(1, 2)], [0, 1], [5])
     with pytest.raises(InputError, match="union must hold"):
         clicks([(3, 2)], [0], [5])
+
+
+def test_bootstrap_interval() -> None:
+    assert bootstrap_interval([(1, 2)] * 7) == (0.5, 0.5)
+    assert bootstrap_interval([(0, 0)]) is None
+    assert bootstrap_interval([]) is None
+    rng = np.random.default_rng(0)
+    parts = [(float(hit), 1.0) for hit in rng.random(400) < 0.3]
+    low, high = bootstrap_interval(parts, samples=4000) or (0.0, 0.0)
+    share = np.mean([hit for hit, _ in parts])
+    half = 1.96 * np.sqrt(share * (1 - share) / 400)  # the normal interval of a share
+    assert (low, high) == pytest.approx((share - half, share + half), abs=0.006)
+    assert bootstrap_interval(parts, seed=1) == bootstrap_interval(parts, seed=1) != bootstrap_interval(parts, seed=2)

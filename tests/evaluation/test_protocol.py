@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.evaluation.objects import Square
 from tracenet.data import CocoDataset, deepest_interior_point
 from tracenet.evaluation.metrics import mta
 from tracenet.evaluation.protocol import ClickProtocol, Overlap, dense_points, evaluate_images
@@ -23,23 +24,6 @@ from tracenet.predictor import Predictor
 from tracenet_kernels.errors import ImageError, InputError
 
 SETTINGS = PredictorSettings(working_size=96, mask_margin=0.3)
-
-
-class Square:
-    """Answers a click with the square of a given reach around it; counts its calls."""
-
-    def __init__(self, reach: int = 5) -> None:
-        self.reach = reach
-        self.calls = 0
-
-    def __call__(
-        self, photo: Image.Image, points: NDArray[np.float32]
-    ) -> Iterator[tuple[NDArray[np.bool_], int | None, float]]:
-        self.calls += 1
-        for x, y in points.astype(int):
-            mask = np.zeros((photo.height, photo.width), bool)
-            mask[max(0, y - self.reach) : y + self.reach + 1, max(0, x - self.reach) : x + self.reach + 1] = True
-            yield mask, None, 0.25
 
 
 def objects_of(dataset: CocoDataset, protocol: ClickProtocol, **options: object) -> list[ObjectResult]:

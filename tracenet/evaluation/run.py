@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import chain
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from tracenet.data import CocoDataset
@@ -103,7 +104,7 @@ def evaluate_dataset(
     found: list[ImageResult] = []
     skipped = [str(problem) for problem in dataset.problems]
     images = evaluate_images(segment, dataset, mine, protocol, protocol.full_mta_sample(records))
-    for result in track(images, "clicks", total=len(mine), disable=not ranks.first):
+    for result in track(images, "clicks", total=len(mine), disable=not ranks.first, console=Console(stderr=True)):
         found.append(result)
         if kept is not None:
             kept.append(result)
@@ -143,8 +144,12 @@ def evaluate_checkpoint(
     limit: int | None = None,
     rft: int = 0,
     ranks: Ranks | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """:func:`evaluate_dataset` of a checkpoint as its predictor settings say, with ``rft`` clicks traced.
+
+    Args:
+        changes: of its :class:`tracenet.inference.PredictorSettings`, by name.
 
     Returns:
         The report holds besides ``checkpoint`` (file name, SHA-256, model, quantisation), ``settings``, ``rft_checked``
@@ -161,12 +166,13 @@ def evaluate_checkpoint(
     # NHWC is the faster layout for convolutions on a CPU; torch leaves this overload untyped.
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     named = {"file": checkpoint.name, "sha256": file_hash(checkpoint), "quantisation": info.quantisation}
-    identity = {"checkpoint": named, "settings": info.predictor.to_dict()}
-    segment = full_network_segment(model, info.predictor)
+    settings = replace(info.predictor, **(changes or {}))
+    identity = {"checkpoint": named, "settings": settings.to_dict()}
+    segment = full_network_segment(model, settings)
     done = evaluate_dataset(segment, dataset, protocol, identity, output, limit, ranks)
     usable = {one.image for one in done.objects}
     sample = spread([record for record in dataset.records if record.id in usable], rft)
-    checked = check_tracing(Predictor(model, info.predictor), dataset, ranks.share(sample), protocol)
+    checked = check_tracing(Predictor(model, settings), dataset, ranks.share(sample), protocol)
     counts, errors = zip(*ranks.gather(checked), strict=True)
     return replace(done, report={**done.report, "rft_checked": sum(counts), "rft_max_error": max(errors)})
 

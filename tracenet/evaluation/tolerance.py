@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 from scipy.ndimage import distance_transform_edt
 
@@ -66,7 +67,7 @@ def click_tolerance(
     points, step = dense_points(mask, most)
     overlap = Overlap(mask)
     found = segment(photo, points.astype(np.float32))
-    pairs = [overlap(one) for one, _, _ in track(found, "clicks", total=len(points))]
+    pairs = [overlap(one) for one, _, _ in track(found, "clicks", total=len(points), console=Console(stderr=True))]
     ious = np.array([intersection / union for intersection, union in pairs], np.float32)
     at = np.full(mask.shape, np.nan, np.float32)
     at[points[:, 1], points[:, 0]] = ious
