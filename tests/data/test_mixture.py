@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,10 +43,10 @@ def mixture(make_dataset: MakeDataset) -> Mixture:
 
 
 def test_weights_and_classes(mixture: Mixture) -> None:
-    drawn = [mixture.sample(0, i) for i in range(250)]
+    drawn = [mixture.sample(0, i) for i in range(120)]
     share = Counter(group[0].source for group in drawn)["first"] / len(drawn)
-    assert 0.68 < share < 0.82
-    assert 0.4 < sum(len(group) == 2 for group in drawn) / len(drawn) < 0.6
+    assert 0.6 < share < 0.9
+    assert 0.35 < sum(len(group) == 2 for group in drawn) / len(drawn) < 0.65
     assert all(len(group[0]) for group in drawn)
     seen = {c for group in drawn for c in group[0].categories.tolist()}
     assert seen == {0, 1, UNKNOWN_CLASS}  # kite is not among the classes
@@ -58,14 +59,15 @@ def test_sets_within_a_file_have_weights(make_dataset: MakeDataset) -> None:
     assert {mixture.sample(0, i)[0].image_id for i in range(30)} == {2, 4}
     assert {c for i in range(10) for c in mixture.sample(0, i)[0].categories.tolist()} == {0}
     mixture = Mixture([Source("a", dataset, set_weights={"even": 3.0})], SMALL, seed=0)
-    even = sum(mixture.sample(0, i)[0].image_id in (2, 4) for i in range(200)) / 200
-    assert 0.68 < even < 0.82
+    even = sum(mixture.sample(0, i)[0].image_id in (2, 4) for i in range(100)) / 100
+    assert 0.6 < even < 0.9
 
 
 def test_samples_differ_by_seed_step_and_index(mixture: Mixture) -> None:
     at = [mixture.sample(2, 3)]
     other = Mixture(mixture.sources, SMALL, seed=6, classes=("cat", "dog"), pair_share=0.5)
     assert equal(at, [mixture.sample(2, 3)])
+    assert equal(at, [pickle.loads(pickle.dumps(mixture)).sample(2, 3)])  # as workers get it that are not forked
     for different in (mixture.sample(3, 2), mixture.sample(2, 4), other.sample(2, 3)):
         assert not equal(at, [different])
 
