@@ -198,9 +198,19 @@ def evaluate(
         int, typer.Option(help="Objects clicked at every pixel (large ones on a grid), to check mTA's estimate.")
     ] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    working_size: Annotated[
+        int | None, typer.Option(help="Longest side that photos are resized to (default: the checkpoint's).")
+    ] = None,
+    zoom: Annotated[
+        str | None, typer.Option(help="auto, off, or factors such as 0.5,1,2 (default: the checkpoint's).")
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out bad annotations and images, and say so.")
     ] = False,
+    figures: Annotated[Path | None, typer.Option(help="Folder to draw pictures into.")] = None,
+    tolerance: Annotated[
+        int | None, typer.Option(help="Annotation id whose clicks --figures draws (default: one that shows well).")
+    ] = None,
     json_path: Annotated[
         Path | None,
         typer.Option("--json", help="File to write the metrics to; a killed run resumes from what lies beside it."),
@@ -216,21 +226,57 @@ def evaluate(
         from tracenet.evaluation.ranks import ranks
         from tracenet.evaluation.report import tables
         from tracenet.evaluation.run import evaluate_checkpoint, finish
+
+        if figures is not None:
+            from tracenet.evaluation.figures import draw_figures, make_folder
     except ModuleNotFoundError as error:
         raise InputError(f"evaluation needs {error.name}; install it with pip install 'tracenet[eval]'") from error
     protocol = ClickProtocol(clicks=clicks, seed=seed, full_mta=full_mta)
+    changes: dict[str, Any] = {} if working_size is None else {"working_size": working_size}
+    scales = parse_zoom(zoom)
+    if isinstance(scales, tuple):
+        changes.update(zoom="auto", zoom_factors=scales)
+    elif scales is not None:
+        changes["zoom"] = scales
     if json_path is not None:
         check_target(json_path)
     dataset = CocoDataset(images, annotations, on_error="skip" if skip_bad else "raise")
+    if figures is not None:
+        make_folder(figures)
+    if tolerance is not None and not any(i.id == tolerance for record in dataset.records for i in record.instances):
+        raise InputError(f"--tolerance is {tolerance}; give the id of an annotation in {annotations}")
     with ranks() as mine:
-        done = evaluate_checkpoint(
-            checkpoint or bundled_checkpoint(), dataset, protocol, json_path, limit=limit, rft=rft, ranks=mine
-        )
+        file = checkpoint or bundled_checkpoint()
+        done = evaluate_checkpoint(file, dataset, protocol, json_path, limit, rft, mine, changes)
         if not mine.first:
             return
         if json_path is not None:
             finish(done, json_path)
         _out.print(tables(done.report))
+        if figures is not None:
+            draw_figures(figures, done, dataset, protocol, tolerance)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file; see configs/.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the run; one that is there already is continued.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="table.key=value, in place of the file's.", metavar="KEY=VALUE")
+    ] = None,
+) -> None:
+    """Train a model; under torchrun, on all its processes. Killed at any moment, the same command goes on."""
+    try:
+        from tracenet.training.config import load_config
+        from tracenet.training.distributed import processes
+        from tracenet.training.run import train as train_run
+    except ModuleNotFoundError as error:
+        raise InputError(f"training needs {error.name}; install it with pip install 'tracenet[train]'") from error
+    settings = load_config(config, overrides or [])
+    with processes(settings.run.device) as ranks:
+        checkpoint = train_run(settings, out, ranks)
+        if ranks.first:
+            print(checkpoint)
 
 
 @app.command()

@@ -8,14 +8,39 @@ import torch
 from tracenet.training import losses
 
 
-def test_level_targets_follow_the_size_ranges() -> None:
-    sizes = torch.tensor([10.0, 45.0, 90.5, 181.0, 362.0, 2000.0])
-    boxes = torch.stack([torch.zeros(6), torch.zeros(6), sizes, sizes / 2], 1)
-    target = losses.level_targets(boxes)
-    assert (target.argmax(1) + 3).tolist() == [3, 3, 4, 5, 6, 7]
-    torch.testing.assert_close(target.sum(1), torch.ones(6))
-    at_limit = losses.level_targets(torch.tensor([[0.0, 0.0, 128.0, 1.0]]))[0]
-    assert float(at_limit[1]) == pytest.approx(float(at_limit[2]), rel=1e-2)
+def test_focal_loss_is_cross_entropy_weighted_by_what_was_missed() -> None:
+    logits = torch.tensor([0.0, 0.0, 4.0, -4.0])
+    target = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    p = logits.sigmoid()
+    expected = torch.stack(
+        [
+            -0.25 * 0.5**2 * p[0].log(),
+            -0.75 * 0.5**2 * (1 - p[1]).log(),
+            -0.25 * (1 - p[2]) ** 2 * p[2].log(),
+            -0.25 * (1 - p[3]) ** 2 * p[3].log(),
+        ]
+    )
+    torch.testing.assert_close(losses.focal_loss(logits, target), expected)
+
+
+def test_boundary_weights_reach_as_far_as_asked() -> None:
+    target = torch.zeros(1, 1, 12)
+    target[..., 6:] = 1
+    weights = losses.boundary_weights(target, factor=2.0, radius=2)
+    assert weights[0, 0].tolist() == [1, 1, 1, 1, 3, 3, 3, 3, 1, 1, 1, 1]
+
+
+def test_boundary_mistakes_weigh_more() -> None:
+    target = torch.zeros(1, 40, 40)
+    target[:, 10:30, 10:30] = 1
+    boxes = torch.tensor([[20.0, 20.0, 60.0, 60.0]])
+    near, far = 20 * (2 * target - 1), 20 * (2 * target - 1)
+    near[:, 10, 10:30] = -20
+    far[:, 20, 10:30] = -20
+    plain = [float(losses.window_bce(x, target, boxes, 2)) for x in (near, far)]
+    weighted = [float(losses.window_bce(x, target, boxes, 2, boundary=3.0)) for x in (near, far)]
+    assert plain[0] == pytest.approx(plain[1], rel=1e-3)
+    assert weighted[0] > 2 * weighted[1]
 
 
 def test_dice() -> None:
@@ -52,9 +77,3 @@ def test_giou() -> None:
     b = torch.tensor([[0.0, 0.0, 2.0, 2.0], [2.0, 0.0, 3.0, 1.0], [1.0, 0.0, 3.0, 1.0]])
     # Same; apart with a hull a third empty; half overlapping in a full hull.
     torch.testing.assert_close(losses.giou_loss(a, b), torch.tensor([0.0, 1 + 1 / 3, 1 - 1 / 3]))
-
-
-def test_centerness() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 8.0, 4.0]]).expand(3, 4)
-    points = torch.tensor([[4.0, 2.0], [2.0, 2.0], [9.0, 2.0]])
-    torch.testing.assert_close(losses.centerness(points, boxes), torch.tensor([1.0, (1 / 3) ** 0.5, 0.0]))

@@ -41,30 +41,32 @@ def test_heads_at_clicks_equal_whole_planes(size: tuple[int, int], norm: str) ->
     box_levels = torch.rand(len(clicks), 5) < 0.6
     box_levels[0] = True
     with torch.no_grad():
-        out, click_of, level_of = heads_at(heads, planes, clicks, box_levels)
-        assert len(click_of) == int(box_levels.sum())
+        out = heads_at(heads, planes, clicks, box_levels)
+        assert len(out.click_of) == int(box_levels.sum())
         for i, level in enumerate(LEVELS):
             full = heads(planes[level], level)
             at = cells_of(clicks, level)
             for name in ("logits", "level"):
-                torch.testing.assert_close(out[name][:, i], full[name][0, 0, at[:, 0], at[:, 1]], rtol=1e-4, atol=1e-4)
-            here = level_of == level
-            assert set(click_of[here].tolist()) == set(box_levels[:, i].nonzero().flatten().tolist())
-            at = at[click_of[here]]
+                torch.testing.assert_close(
+                    getattr(out, name)[:, i], full[name][0, 0, at[:, 0], at[:, 1]], rtol=1e-4, atol=1e-4
+                )
+            here = out.level_of == level
+            assert set(out.click_of[here].tolist()) == set(box_levels[:, i].nonzero().flatten().tolist())
+            at = at[out.click_of[here]]
             for name in ("reg", "theta", "ctr"):
                 expected = full[name][0][:, at[:, 0], at[:, 1]].T
-                torch.testing.assert_close(
-                    out[name][here].view(expected.shape), expected, rtol=1e-4, atol=1e-3, msg=f"{name} on P{level}"
-                )
+                got = getattr(out, name)[here].view(expected.shape)
+                torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3, msg=f"{name} on P{level}")
 
 
 def test_gradients_equal_whole_planes() -> None:
     heads = small_heads()
     planes = {n: torch.randn(1, 16, 320 // 2**n + 1, 320 // 2**n, requires_grad=True) for n in LEVELS}
     clicks = torch.tensor([[1.0, 1.0], [200.0, 130.0]])
-    out, _, _ = heads_at(heads, planes, clicks, torch.ones(2, 5, dtype=torch.bool))
+    out = heads_at(heads, planes, clicks, torch.ones(2, 5, dtype=torch.bool))
+    assert out.level is not None
     weight = heads.cls_tower[0].conv.weight
-    ours = torch.autograd.grad(out["level"].sum(), [weight, planes[3]])
+    ours = torch.autograd.grad(out.level.sum(), [weight, planes[3]])
     total = torch.zeros(())
     for level in LEVELS:
         at = cells_of(clicks, level)

@@ -7,15 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def level_targets(boxes: Tensor, sharpness: float = 2.0) -> Tensor:
-    """Soft level assignment ``[N, 5]`` of boxes ``[N, 4]``: ``softmax_l(-sharpness * (l - t)^2)`` over P3..P7.
+def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss (arXiv 1708.02002), element by element, same shape as ``logits``.
 
-    ``t = 4 + log2(max(w, h) / 90.5)`` clamped to [3, 7], so that FCOS's ranges 64/128/256/512 fall between levels.
+    ``-alpha_t (1 - p_t)^gamma log(p_t)``; ``target`` is 0 or 1, ``p_t`` the probability given to it, ``alpha_t`` is
+    ``alpha`` for ones and ``1 - alpha`` for zeros.
     """
-    size = (boxes[:, 2:] - boxes[:, :2]).amax(1).clamp(min=1)
-    t = (4 + torch.log2(size / 90.5)).clamp(3, 7)
-    levels = torch.arange(3, 8, dtype=boxes.dtype)
-    return torch.softmax(-sharpness * (levels - t[:, None]).square(), 1)
+    p = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    missed = p + target - 2 * p * target  # 1 - p_t
+    return (alpha * target + (1 - alpha) * (1 - target)) * missed.pow(gamma) * cross_entropy
+
+
+def boundary_weights(target: Tensor, factor: float, radius: int = 2) -> Tensor:
+    """``1 + factor`` within ``radius`` samples (chessboard distance) of a mask's edge, 1 elsewhere: ``[M, h, w]``."""
+    x = target[:, None]
+    size = 2 * radius + 1
+    grown = F.max_pool2d(x, size, 1, radius)
+    shrunk = -F.max_pool2d(-x, size, 1, radius)
+    return 1 + factor * (grown - shrunk)[:, 0]
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -26,15 +36,26 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return 1 - (2 * overlap + 1) / (total + 1)
 
 
-def window_bce(logits: Tensor, target: Tensor, boxes: Tensor, stride: int, grow: float = 0.5, pad: float = 8) -> Tensor:
+def window_bce(
+    logits: Tensor,
+    target: Tensor,
+    boxes: Tensor,
+    stride: int,
+    grow: float = 0.5,
+    pad: float = 8,
+    boundary: float = 0.0,
+) -> Tensor:
     """Mean binary cross-entropy per mask inside its box, each side moved out by ``grow * side + pad`` pixels.
 
     Args:
         logits, target: ``[M, h, w]`` at ``stride`` pixels per sample.
         boxes: ``[M, 4]`` (x0, y0, x1, y1) in pixels.
+        boundary: extra weight of samples near the mask's edge, see :func:`boundary_weights`.
     """
     h, w = logits.shape[-2:]
     weight = box_samples(boxes, h, w, stride, grow, pad)
+    if boundary > 0:
+        weight = weight * boundary_weights(target, boundary)
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (each * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
 
@@ -43,8 +64,8 @@ def box_samples(boxes: Tensor, height: int, width: int, stride: int, grow: float
     """1 where a sample's centre lies in the enlarged box, else 0: ``[M, height, width]``."""
     margin = (boxes[:, 2:] - boxes[:, :2]) * grow + pad
     low, high = boxes[:, :2] - margin, boxes[:, 2:] + margin
-    x = (torch.arange(width) + 0.5) * stride
-    y = (torch.arange(height) + 0.5) * stride
+    x = (torch.arange(width, device=boxes.device) + 0.5) * stride
+    y = (torch.arange(height, device=boxes.device) + 0.5) * stride
     in_x = (x >= low[:, :1]) & (x < high[:, :1])
     in_y = (y >= low[:, 1:]) & (y < high[:, 1:])
     return (in_y[:, :, None] & in_x[:, None, :]).to(boxes.dtype)
@@ -64,10 +85,3 @@ def giou_loss(a: Tensor, b: Tensor) -> Tensor:
     hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).prod(1).clamp(min=1e-6)
     union = (area_a + area_b - inter).clamp(min=1e-6)
     return 1 - inter / union + (hull - union) / hull
-
-
-def centerness(points: Tensor, boxes: Tensor) -> Tensor:
-    """FCOS: ``sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))`` of points ``[M, 2]``; 0 outside the box."""
-    low, high = points - boxes[:, :2], boxes[:, 2:] - points
-    ratio = torch.minimum(low, high).clamp(min=0) / torch.maximum(low, high).clamp(min=1e-6)
-    return ratio.prod(1).clamp(0, 1).sqrt()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tracenet.inference import cells_of
 from tracenet.models.fpn import LEVELS, STRIDES
 from tracenet.models.heads import ConvNormAct, Heads, Tower
+from tracenet.training.click_objective import HeadsAtClicks
 from tracenet_kernels.errors import InputError
 
 
@@ -136,7 +137,7 @@ def tower_at(tower: Tower, planes: dict[int, Tensor], cells: dict[int, Tensor], 
 
 def heads_at(
     heads: Heads, planes: dict[int, Tensor], clicks: Tensor, box_levels: Tensor, moments: Moments | None = None
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+) -> HeadsAtClicks:
     """Head outputs at the clicks' cells, equal to :class:`tracenet.models.heads.Heads` on the whole planes.
 
     Args:
@@ -147,25 +148,31 @@ def heads_at(
         moments: for :func:`renorm`.
 
     Returns:
-        A dict with ``logits`` and ``level`` ``[N, 5]`` for all levels and, for the M wanted pairs, ``reg [M, 4]``
-        (pixels), ``ctr [M]``, ``theta [M, 169]``; then the pairs' click index ``[M]`` and level ``[M]`` (3..7).
+        the pairs ordered by level, then click; boxes in pixels, everything float32.
     """
+    assert heads.theta is not None
     n = len(clicks)
     cells = {level: cells_of(clicks, level) for level in LEVELS}
     cls = tower_at(heads.cls_tower, planes, cells, moments)  # [5N, C, 3, 3], level-major
-    out = {"logits": F.conv2d(cls, heads.logits.weight, heads.logits.bias).view(len(LEVELS), n).T}
+    n_levels = len(LEVELS)
+    logits = F.conv2d(cls, heads.logits.weight, heads.logits.bias).view(n_levels, n).T.float()
+    level = None
     if heads.level is not None:
-        out["level"] = F.conv2d(cls, heads.level.weight, heads.level.bias).view(len(LEVELS), n).T
-    picked = {level: box_levels[:, i].nonzero().flatten() for i, level in enumerate(LEVELS)}
-    picked = {level: index for level, index in picked.items() if len(index)}
-    at = {level: cells[level][index] for level, index in picked.items()}
+        level = F.conv2d(cls, heads.level.weight, heads.level.bias).view(n_levels, n).T.float()
+    picked = {number: box_levels[:, i].nonzero().flatten() for i, number in enumerate(LEVELS)}
+    picked = {number: index for number, index in picked.items() if len(index)}
+    at = {number: cells[number][index] for number, index in picked.items()}
     box = tower_at(heads.box_tower, planes, at, moments)
-    level_of = torch.cat([torch.full_like(index, level) for level, index in picked.items()])
+    level_of = torch.cat([torch.full_like(index, number) for number, index in picked.items()])
     scale = heads.scales[level_of - LEVELS[0]]
     stride = torch.tensor([STRIDES[level] for level in LEVELS])[level_of - LEVELS[0]]
     reg = F.conv2d(box, heads.reg.weight, heads.reg.bias).flatten(1).float()
-    out["reg"] = F.relu(scale[:, None] * reg) * stride[:, None]
-    out["ctr"] = F.conv2d(box, heads.ctr.weight, heads.ctr.bias).flatten()
-    if heads.theta is not None:
-        out["theta"] = F.conv2d(box, heads.theta.weight, heads.theta.bias).flatten(1)
-    return {k: v.float() for k, v in out.items()}, torch.cat(list(picked.values())), level_of
+    return HeadsAtClicks(
+        logits,
+        level,
+        F.relu(scale[:, None] * reg) * stride[:, None],
+        F.conv2d(box, heads.ctr.weight, heads.ctr.bias).flatten().float(),
+        F.conv2d(box, heads.theta.weight, heads.theta.bias).flatten(1).float(),
+        torch.cat(list(picked.values())),
+        level_of,
+    )
