@@ -16,6 +16,9 @@ from tracenet.evaluation.protocol import ClickProtocol
 from tracenet.evaluation.report import summarise
 from tracenet.evaluation.run import Evaluation, evaluate_dataset
 from tracenet.evaluation.tolerance import around, click_tolerance, main, read_mask, tolerance_picture
+from tracenet.inference import PredictorSettings
+from tracenet.models import TraceNet
+from tracenet.models.weights import save_checkpoint
 from tracenet.pictures import CLICK_COLOUR
 from tracenet_kernels.errors import InputError
 
@@ -112,17 +115,19 @@ def test_tolerance_refuses_masks_that_do_not_fit() -> None:
         click_tolerance(Square(), PHOTO, np.zeros((40, 50), bool))
 
 
-def test_tolerance_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tolerance_command(model: TraceNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_checkpoint(model, tmp_path / "m.safetensors", predictor=PredictorSettings(working_size=64))
+    checkpoint = ["--checkpoint", str(tmp_path / "m.safetensors")]
     photo, mask, out = (tmp_path / name for name in ("photo.png", "mask.png", "out.png"))
     PHOTO.save(photo)
     Image.fromarray((MASK * 255).astype(np.uint8)).save(mask)
     np.testing.assert_array_equal(read_mask(mask), MASK)
-    assert main([str(photo), str(mask), "-o", str(out), "--clicks", "9"]) == 0
+    assert main([str(photo), str(mask), "-o", str(out), "--clicks", "9", *checkpoint]) == 0
     assert "9 clicks 7 px apart" in capsys.readouterr().out
     with Image.open(out) as picture:
         assert colours(picture) > 50
     PHOTO.resize((20, 20)).save(photo)
-    assert main([str(photo), str(mask), "-o", str(out)]) == 2
+    assert main([str(photo), str(mask), "-o", str(out), *checkpoint]) == 2
     assert "must be the same" in capsys.readouterr().err
 
 

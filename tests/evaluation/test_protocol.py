@@ -13,40 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.evaluation.objects import Square
-from tracenet.data import CocoDataset, deepest_interior_point
+from tracenet.data import CocoDataset
 from tracenet.evaluation.metrics import mta
 from tracenet.evaluation.protocol import ClickProtocol, Overlap, dense_points, evaluate_images
 from tracenet.evaluation.results import ObjectResult
-from tracenet.evaluation.run import full_network_segment
-from tracenet.inference import PredictorSettings
-from tracenet.models import TraceNet
-from tracenet.predictor import Predictor
 from tracenet_kernels.errors import ImageError, InputError
-
-SETTINGS = PredictorSettings(working_size=96, mask_margin=0.3)
 
 
 def objects_of(dataset: CocoDataset, protocol: ClickProtocol, **options: object) -> list[ObjectResult]:
     images = evaluate_images(Square(), dataset, dataset.records, protocol, **options)  # type: ignore[arg-type]
     return [one for image in images for one in image.objects]
-
-
-def test_what_is_scored_is_what_predict_returns(model: TraceNet, dataset: CocoDataset) -> None:
-    protocol = ClickProtocol(clicks=5, seed=3)
-    images = list(evaluate_images(full_network_segment(model, SETTINGS), dataset, dataset.records, protocol))
-    assert [[one.instance for one in image.objects] for image in images] == [[1], [3]]  # no crowd, no speck
-    predictor = Predictor(model, SETTINGS)
-    for record, image in zip(dataset.records, images, strict=True):
-        ((instance, truth),) = dataset.masks(record)
-        (result,) = image.objects
-        predictor.set_image(dataset.image(record))
-        drawn = protocol.simulate(instance, truth)
-        points = [deepest_interior_point(truth), *drawn.points.tolist()]
-        masks = [predictor.predict([list(point)])[0][0] for point in points]
-        unions = [int((mask | truth).sum()) for mask in masks]
-        assert np.allclose([result.union, *result.clicks.unions], unions, rtol=0, atol=2)
-        np.testing.assert_array_equal(result.clicks.areas, drawn.areas)
-        assert result.level in range(3, 8)
 
 
 def test_clicks_depend_on_seed_and_annotation_only(dataset: CocoDataset) -> None:
