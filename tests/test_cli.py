@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tracenet import PredictorSettings, create_model
-from tracenet.cli import main, parse_click, parse_levels, parse_mask_cells, parse_mask_window, parse_size
+from tracenet.cli import main, parse_click, parse_levels, parse_mask_cells, parse_mask_window, parse_size, parse_zoom
 from tracenet.models import TraceNet
 from tracenet.models.weights import CheckpointInfo, load_checkpoint, save_checkpoint
 from tracenet.traced import TracedModel
@@ -96,6 +96,14 @@ def check_refused(ran: Ran, *words: str) -> None:
         assert word in ran.err
 
 
+def test_zoom_is_parsed() -> None:
+    assert [parse_zoom(text) for text in (None, "auto", "off")] == [None, "auto", "off"]
+    assert parse_zoom("0.5, 1,native") == (0.5, 1.0, "native")
+    for text in ("", "1,", "Auto", "1;2"):
+        with pytest.raises(InputError, match="pass auto, off, or factors"):
+            parse_zoom(text)
+
+
 def test_segment_writes_everything_and_reports(run: Run, files: Path, tmp_path: Path) -> None:
     mask, overlay, windows = tmp_path / "mask.png", tmp_path / "overlay.jpg", tmp_path / "windows.png"
     common = ["segment", files / "photo.png", "--click", "40,20", "--checkpoint", files / "tiny.safetensors"]
@@ -104,7 +112,7 @@ def test_segment_writes_everything_and_reports(run: Run, files: Path, tmp_path: 
     assert ran.err == ""
     report = json.loads(ran.out)
     assert set(report) == {
-        *("output", "score", "level", "box", "mask_pixels", "width", "height"),
+        *("output", "score", "level", "zoom", "box", "mask_pixels", "width", "height"),
         *("predict_ms", "capture_ms", "macs", "full_macs"),
     }
     assert report["output"] == str(mask)
@@ -132,7 +140,16 @@ def test_segment_writes_everything_and_reports(run: Run, files: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "options", [["--levels", "3-7"], ["--levels", "4"], ["--mask-window", "full"], ["--mask-window", "12.5"]]
+    "options",
+    [
+        ["--levels", "3-7"],
+        ["--levels", "4"],
+        ["--mask-window", "full"],
+        ["--mask-window", "12.5"],
+        ["--zoom", "auto"],
+        ["--zoom", "2, 3"],
+        ["--zoom", "off"],
+    ],
 )
 def test_segment_options(run: Run, files: Path, tmp_path: Path, options: list[str]) -> None:
     checkpoint = ["--checkpoint", files / "tiny.safetensors"]
@@ -143,6 +160,16 @@ def test_segment_options(run: Run, files: Path, tmp_path: Path, options: list[st
     report = json.loads(ran.out)
     if "4" in options:
         assert report["level"] == 4
+    assert report["zoom"] in {"auto": (1, 2), "2, 3": (2, 3)}.get(options[1], (1,))
+
+
+def test_segment_draws_the_scale_that_answered(run: Run, files: Path, tmp_path: Path) -> None:
+    given = ["segment", files / "photo.png", "--click", "40,20", "--checkpoint", files / "tiny.safetensors"]
+    ran = run(*given, "-o", tmp_path / "m.png", "--windows", tmp_path / "w.png", "--zoom", "2")
+    assert ran.code == 0
+    assert " at 2x, " in ran.out
+    with Image.open(tmp_path / "w.png") as found:
+        assert found.width > 1000
 
 
 BAD_SEGMENT: dict[str, tuple[list[str], str]] = {
@@ -154,6 +181,9 @@ BAD_SEGMENT: dict[str, tuple[list[str], str]] = {
     "click of words": (["--click", "a,b"], "write X,Y in pixels"),
     "click of one number": (["--click", "5"], "write X,Y in pixels"),
     "click of three numbers": (["--click", "5,5,5"], "write X,Y in pixels"),
+    "zoom of words": (["--zoom", "far"], "pass auto, off, or factors"),
+    "zoom too small": (["--zoom", "0.1"], "both sides must keep 32 pixels"),
+    "zoom of nothing": (["--zoom", "0"], "pass positive numbers"),
     "levels too low": (["--levels", "2-7"], "3 <= first <= last <= 7"),
     "levels turned": (["--levels", "5-3"], "3 <= first <= last <= 7"),
     "levels too high": (["--levels", "3-8"], "3 <= first <= last <= 7"),

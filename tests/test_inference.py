@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tracenet import inference
 from tracenet.inference import (
     OUTSIDE_LOGIT,
     Canvas,
@@ -25,10 +27,12 @@ from tracenet.inference import (
     photo_logits,
     predictions_at,
     prepare_image,
+    prepare_window,
     rank_levels,
     to_working,
 )
 from tracenet.models.tracenet import TraceNetConfig
+from tracenet.resize import ResizedPhoto, resize_whole
 from tracenet_kernels.errors import ClickError, InputError
 from tracenet_kernels.window import Window
 
@@ -227,6 +231,46 @@ def test_outside_the_window_is_background() -> None:
         half_plane(torch.ones(11, 20), window, CANVAS)
 
 
+def test_windows_of_the_input_are_those_of_the_whole() -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 101, 3), dtype=np.uint8))
+    for size in (64, 101, 230):
+        canvas, config = fit_canvas(101, 70, size), TraceNetConfig(channel_order="bgr", std=(2.0, 3.0, 4.0))
+        whole = normalise(torch.from_numpy(np.array(resize_whole(photo, canvas.width, canvas.height))), config)
+        height, width = canvas.padded_height, canvas.padded_width
+        assert whole.shape[2:] == (height, width)
+        for window in (
+            Window(0, 5, 0, 7),
+            Window(height - 20, height, width - 30, width),
+            Window(canvas.height, height, 3, 9),
+            Window(10, 10, 0, 5),
+            Window.full(height, width),
+        ):
+            resized = ResizedPhoto(photo, canvas.width, canvas.height)
+            found = prepare_window(resized, canvas, config, window)
+            assert torch.equal(found, whole[..., window.y0 : window.y1, window.x0 : window.x1])
+
+
+def test_planes_move_between_scales() -> None:
+    """A plane that is linear on the photo stays it: sample i lies at (2i + 1) / size of the photo."""
+    coarse, fine = Canvas(100, 50, 40, 20), Canvas(100, 50, 150, 75)
+
+    def linear(canvas: Canvas) -> Tensor:
+        ys, xs = ((2 * torch.arange(float(math.ceil(n / 2))) + 1) / n for n in (canvas.height, canvas.width))
+        return 3 * ys[:, None] - 2 * xs[None]
+
+    down = inference.move_plane(linear(fine), fine, coarse)
+    torch.testing.assert_close(down, linear(coarse))
+    up = inference.move_plane(linear(coarse), coarse, fine)
+    torch.testing.assert_close(up[4:-4, 4:-4], linear(fine)[4:-4, 4:-4])  # beyond the last samples it is constant
+
+
+def test_settings_of_older_checkpoints_have_no_zoom() -> None:
+    settings = PredictorSettings.from_dict({"working_size": 512, "levels": [3, 7]})
+    assert (settings.zoom, settings.agreement) == ("off", 0)
+    wanted = PredictorSettings(zoom="auto", zoom_factors=(0.5, "native"), zoom_levels=(3, 6), zoom_choice="level")
+    assert PredictorSettings.from_dict(json.loads(json.dumps(wanted.to_dict()))) == wanted
+
+
 def test_settings_round_trip() -> None:
     settings = PredictorSettings(working_size=512, levels=(3, 5), mask_window="full", score="score_centerness")
     assert PredictorSettings.from_dict(settings.to_dict()) == settings
@@ -249,6 +293,25 @@ def test_settings_round_trip() -> None:
         ({"working_size": 640.5}, "an integer"),
         ({"working_size": "640"}, "an integer"),
         ({"level_choice": "best"}, "level_choice='best' is not known"),
+        ({"agreement": -1}, "number of candidates"),
+        ({"agreement": 2.5}, "number of candidates"),
+        ({"agreement": True}, "number of candidates"),
+        ({"zoom": "2"}, "zoom='2' is not known"),
+        ({"zoom_choice": "best"}, "zoom_choice='best' is not known"),
+        ({"zoom_levels": (2, 5)}, "3 <= first <= last <= 7"),
+        ({"zoom_enlarge": 0.5}, "at least 1"),
+        ({"zoom_enlarge": math.inf}, "finite"),
+        ({"zoom_factors": ()}, "no zoom factors"),
+        ({"zoom_factors": [1] * 9}, "pass 1 to 8"),
+        ({"zoom_factors": "native"}, "pass a sequence"),
+        ({"zoom_factors": 2}, "pass a sequence"),
+        ({"zoom_factors": [0]}, "positive numbers"),
+        ({"zoom_factors": [1, -1]}, "positive numbers"),
+        ({"zoom_factors": [math.nan]}, "positive numbers"),
+        ({"zoom_factors": [math.inf]}, "positive numbers"),
+        ({"zoom_factors": [300]}, "at most 256"),
+        ({"zoom_factors": [True]}, "positive numbers"),
+        ({"zoom_factors": ["2"]}, "positive numbers"),
         ({"mask_window": "circle"}, "mask_window='circle' is not known"),
         ({"score": "iou"}, "score='iou' is not known"),
         ({"mask_margin": math.nan}, "must be finite"),

@@ -357,7 +357,7 @@ def test_without_keeping_every_click_costs_the_same(
         check_against_full(predictor, (28, 24), levels=(3, 5), mask_window=16)
         assert predictor.last_plan is not None
         macs.append(predictor.last_plan.macs)
-        assert predictor._store.bytes <= options.get("max_kept_bytes", 0)
+        assert predictor.kept_bytes <= options.get("max_kept_bytes", 0)
     if options.get("max_kept_bytes") != 40_000:
         assert macs[0] == macs[1]
 
@@ -537,15 +537,20 @@ def test_models_and_backends_that_do_not_fit(model: TraceNet, plain_model: Trace
 def test_only_so_many_sizes_stay_captured(model: TraceNet, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, ...]] = []
 
-    def stub(model: TraceNet, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
-        calls.append(tuple(inputs[0].shape[2:]))
-        return calls[-1]
+    class Stub:
+        def __init__(self, model: TraceNet, inputs: tuple[Tensor, ...]) -> None:
+            self.size = tuple(inputs[0].shape[2:])
+            calls.append(self.size)
 
-    monkeypatch.setattr(module, "trace", stub)
+        def share_weights(self, other: Stub) -> None:
+            assert other.size != self.size
+
+    monkeypatch.setattr(module, "trace", Stub)
+    monkeypatch.setattr(module, "MAX_SIZES", 4)
     predictor = Predictor(model, SETTINGS)
     canvases = [Canvas(32 * i, 32, 32 * i, 32) for i in range(1, 7)]
     for canvas in (*canvases[:4], canvases[0], *canvases[4:]):
-        assert predictor._traced(canvas) == (32, canvas.width)  # type: ignore[comparison-overlap]
+        assert predictor._traced(canvas).size == (32, canvas.width)  # type: ignore[attr-defined]
     assert len(calls) == 6
     assert list(predictor._captured) == [(32, 128), (32, 32), (32, 160), (32, 192)]
 

@@ -137,6 +137,21 @@ def test_lists_and_tuples_of_inputs_and_moves_between_devices() -> None:
         torch.testing.assert_close(traced.run(inputs, plan)[0], (a - b)[:, :, 1:2, 1:4])
 
 
+def test_captures_of_one_model_share_its_weights() -> None:
+    model = Net().eval()
+    one, two = (tracenet.trace(model, torch.zeros(1, 3, 8, width)) for width in (10, 12))
+    for graph in (one.graph, two.graph):
+        graph.by_name["conv.weight"].value = model.conv.weight.detach().clone()
+    x = torch.rand(1, 3, 8, 12)
+    before = two.run(x, two.plan({0: None}))[0]
+    two.share_weights(one)
+    assert two.graph.by_name["conv.weight"].value is one.graph.by_name["conv.weight"].value
+    assert torch.equal(two.run(x, two.plan({0: None}))[0], before)
+    other = tracenet.trace(Net().eval(), torch.zeros(1, 3, 8, 10))
+    other.share_weights(one)
+    assert other.graph.by_name["conv.weight"].value is not one.graph.by_name["conv.weight"].value
+
+
 def test_a_model_with_hooks_gradients_and_shared_weights_is_captured_as_it_runs() -> None:
     model = Net().eval()
     model.conv.register_forward_hook(lambda module, args, output: output + 1)

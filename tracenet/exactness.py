@@ -15,16 +15,17 @@ def full_network_error(predictor: Predictor, click: tuple[float, float]) -> tupl
     Predicts ``click`` (x, y in photo pixels) on the predictor's current image and runs the full network on it too. Both
     are compared inside the mask window, the only place where a traced run promises anything.
     """
-    canvas, model = predictor.canvas, predictor.model
+    model = predictor.model
     _, _, logits = predictor.predict([list(click)], [1])
     plan = predictor.last_plan
     assert plan is not None
     assert predictor.last_levels is not None
     level = int(predictor.last_levels[0])
-    rows, columns = plan.segment[0].request["mask_half"].slices
-    working = inference.to_working(torch.tensor([click], dtype=torch.float64), canvas).float()
+    rows, columns = plan.masks[0].request["mask_half"].slices
+    scale = predictor.last_scale
+    working = inference.to_working(torch.tensor([click], dtype=torch.float64), scale.canvas).float()
     with torch.inference_mode():
-        full = model(predictor.image)
+        full = model(predictor.input_at(scale))
         found = inference.predictions_at(full, working, model.config.anchor_offset)
         theta = found["theta"][:, level - LEVELS[0]]
         plane = inference.half_logits(model, full["maskfeat"], theta, working, level)[0][rows, columns]

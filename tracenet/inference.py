@@ -9,9 +9,11 @@ positions are measured from its top-left corner, so pixel ``i`` spans ``[i, i + 
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from tracenet.models.fpn import LEVELS, STRIDES
 from tracenet.models.mask import SIZES_OF_INTEREST
 from tracenet.models.tracenet import TraceNet, TraceNetConfig
 from tracenet.plain_data import from_plain
+from tracenet.resize import ResizedPhoto
 from tracenet_kernels.errors import ClickError, InputError
 from tracenet_kernels.window import Window
 
@@ -34,6 +37,14 @@ OUTSIDE_LOGIT = -10.0
 MASK_WINDOWS = ("box", "full")
 LEVEL_CHOICES = ("level", "score")
 SCORES = ("score", "score_centerness")
+ZOOMS = ("off", "auto")
+ZOOM_CHOICES = ("score", "level", "product", "level_score")
+NATIVE = "native"
+"""The zoom factor at which one working pixel is one photo pixel."""
+MAX_FACTOR = 256.0
+MAX_FACTORS = 8
+"""Scales of one photo: each holds a captured graph and kept features."""
+Factor = float | str
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,16 @@ class PredictorSettings:
         mask_margin: share of the box's sides by which each side of the window moves out.
         mask_margin_pixels: working pixels by which each side moves out besides.
         score: ``"score"`` = sigmoid(logits), ``"score_centerness"`` = sqrt(sigmoid(logits) * sigmoid(ctr)).
+        agreement: of so many best candidates (levels; with zoom, scales and levels) the masks are computed, and the one
+            whose expected IoU with the others is largest is taken; 0 or 1 takes the best candidate. See
+            :mod:`tracenet.zoom`.
+        zoom: ``"off"`` looks at the photo at ``working_size`` only, ``"auto"`` at every factor of ``zoom_factors``.
+        zoom_factors: scales relative to ``working_size``; ``"native"`` is the photo's own resolution.
+        zoom_enlarge: ``"auto"`` leaves out factors above 1 that make the photo larger than so many times its own sides.
+        zoom_levels: first and last pyramid level asked at each scale, inclusive. P6 and P7 would look at all of it.
+        zoom_choice: what scale and level are chosen by: ``"score"``, ``"level"`` (one softmax over the level head's
+            cells of all scales), ``"product"`` (a softmax per scale, times the score) or ``"level_score"`` (one
+            softmax, times the score).
     """
 
     working_size: int = 640
@@ -60,15 +81,25 @@ class PredictorSettings:
     mask_margin: float = 0.15
     mask_margin_pixels: float = 4.0
     score: str = "score"
+    agreement: int = 0
+    zoom: str = "off"
+    zoom_factors: tuple[Factor, ...] = (0.5, 1.0, 2.0)
+    zoom_enlarge: float = 2.0
+    zoom_levels: tuple[int, int] = (3, 5)
+    zoom_choice: str = "product"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", _level_pair(self.levels))
+        object.__setattr__(self, "zoom_levels", _level_pair(self.zoom_levels))
+        object.__setattr__(self, "zoom_factors", check_factors(self.zoom_factors))
         if not isinstance(self.working_size, int) or self.working_size < 1:
             raise InputError(f"working_size is {self.working_size!r}; it must be at least 1 pixel, an integer")
         for name, allowed in (
             ("level_choice", LEVEL_CHOICES),
             ("mask_window", MASK_WINDOWS),
             ("score", SCORES),
+            ("zoom", ZOOMS),
+            ("zoom_choice", ZOOM_CHOICES),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}={getattr(self, name)!r} is not known; choose one of {allowed}")
@@ -76,6 +107,10 @@ class PredictorSettings:
             raise InputError(f"level_smoothing is {self.level_smoothing!r}; it is a share between 0 and 1")
         if not (math.isfinite(self.mask_margin) and math.isfinite(self.mask_margin_pixels)):
             raise InputError("mask margins must be finite")
+        if isinstance(self.agreement, bool) or not isinstance(self.agreement, int) or self.agreement < 0:
+            raise InputError(f"agreement is {self.agreement!r}; it is a number of candidates, 0 or more")
+        if not (math.isfinite(self.zoom_enlarge) and self.zoom_enlarge >= 1):
+            raise InputError(f"zoom_enlarge is {self.zoom_enlarge!r}; it must be at least 1 and finite")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data (JSON-ready) that :meth:`from_dict` restores."""
@@ -94,6 +129,31 @@ def _level_pair(levels: Any) -> tuple[int, int]:
     if not LEVELS[0] <= first <= last <= LEVELS[-1]:
         raise InputError(f"levels {levels!r}: give first and last level, two integers with 3 <= first <= last <= 7")
     return first, last
+
+
+def check_factors(factors: Any) -> tuple[Factor, ...]:
+    """Zoom factors as floats and ``"native"``, in the order given.
+
+    Raises:
+        InputError: none or too many, not a sequence, or one that is not a positive finite number.
+    """
+    if isinstance(factors, (str, bytes)) or not hasattr(factors, "__iter__"):
+        raise InputError(f"zoom factors are {factors!r}; pass a sequence such as (0.5, 1, 2), or 'native' among them")
+    found: list[Factor] = []
+    for factor in itertools.islice(factors, MAX_FACTORS + 1):
+        number = isinstance(factor, Real) and not isinstance(factor, bool)
+        if factor == NATIVE:
+            found.append(NATIVE)
+        elif number and 0 < factor <= MAX_FACTOR:
+            found.append(float(factor))
+        else:
+            raise InputError(
+                f"zoom factor {factor!r}: pass positive numbers of at most {MAX_FACTOR} (1 is the working size) "
+                f"or {NATIVE!r}"
+            )
+    if not 1 <= len(found) <= MAX_FACTORS:
+        raise InputError(f"{len(found) or 'no'} zoom factors or more; pass 1 to {MAX_FACTORS}")
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -134,18 +194,36 @@ def fit_canvas(photo_width: int, photo_height: int, working_size: int) -> Canvas
 
 def normalise(pixels: Tensor, config: TraceNetConfig) -> Tensor:
     """uint8 RGB ``[H, W, 3]`` -> ``(pixel - mean) / std``, zero-padded to multiples of 32: ``[1, 3, H32, W32]``."""
+    height, width = pixels.shape[:2]
+    return _normalised(pixels, config, height + -height % PAD_TO, width + -width % PAD_TO)
+
+
+def _normalised(pixels: Tensor, config: TraceNetConfig, height: int, width: int) -> Tensor:
     x = pixels.permute(2, 0, 1).float()
     if config.channel_order == "bgr":
         x = x.flip(0)
     x = (x - x.new_tensor(config.mean).view(3, 1, 1)) / x.new_tensor(config.std).view(3, 1, 1)
-    h, w = x.shape[-2:]
-    return torch.nn.functional.pad(x, (0, -w % PAD_TO, 0, -h % PAD_TO))[None]
+    return torch.nn.functional.pad(x, (0, width - x.shape[2], 0, height - x.shape[1]))[None]
 
 
 def prepare_image(photo: Image.Image, canvas: Canvas, config: TraceNetConfig) -> Tensor:
     """RGB photo -> network input ``[1, 3, padded_height, padded_width]``; Pillow's bilinear resize."""
     resized = photo.convert("RGB").resize((canvas.width, canvas.height), Image.Resampling.BILINEAR)
     return normalise(torch.from_numpy(np.array(resized)), config)
+
+
+def prepare_window(resized: ResizedPhoto, canvas: Canvas, config: TraceNetConfig, window: Window) -> Tensor:
+    """``window`` of the network input that the whole resized photo would give: ``[1, 3, window.height, window.width]``.
+
+    Args:
+        resized: the photo at the canvas' un-padded size.
+        canvas: of the scale; zeros stand right of and below its un-padded size.
+        window: rows and columns of the padded canvas.
+    """
+    inside = window.clip(canvas.height, canvas.width)
+    if inside.is_empty:
+        return torch.zeros(1, 3, window.height, window.width)
+    return _normalised(torch.from_numpy(resized.window(inside)), config, window.height, window.width)
 
 
 def to_working(points: Tensor, canvas: Canvas) -> Tensor:
@@ -320,6 +398,14 @@ def resample_plane(plane: Tensor, canvas: Canvas) -> Tensor:
     """Half-resolution plane -> photo size, by the coordinates of :func:`photo_logits`."""
     rows = _resample(plane, canvas.photo_height, canvas.scale_y)
     return _resample(rows.T, canvas.photo_width, canvas.scale_x).T
+
+
+def move_plane(plane: Tensor, canvas: Canvas, target: Canvas) -> Tensor:
+    """Half-resolution plane of one scale -> half-resolution plane of another, whose sample ``i`` lies at ``2i + 1``."""
+    if canvas == target:
+        return plane
+    rows = _resample(plane, math.ceil(target.height / HALF), HALF * canvas.height / target.height)
+    return _resample(rows.T, math.ceil(target.width / HALF), HALF * canvas.width / target.width).T
 
 
 def _resample(plane: Tensor, size: int, scale: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 Two phases per click. *Locate* runs the heads at the click's cell of every level asked for: score, box, mask
 parameters. *Segment* runs the mask branch and the mask head on the predicted box plus a margin only, reusing every
-window the first phase already computed.
+window the first phase already computed. With zoom the first phase looks at the photo at several scales, and only the
+scale that answers is segmented (:mod:`tracenet.zoom`).
 """
 
 from __future__ import annotations
@@ -11,32 +12,38 @@ import math
 import os
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tracenet import inference
+from tracenet.crop_pad import Patch
 from tracenet.image_io import as_image
 from tracenet.inference import Canvas, PredictorSettings
 from tracenet.kept import FeatureStore, kept_names
-from tracenet.models import TraceNet
+from tracenet.models import TraceNet, TraceNetConfig
 from tracenet.models.fpn import LEVELS
 from tracenet.models.heads import THETA
 from tracenet.models.mask import SIZES_OF_INTEREST
 from tracenet.models.weights import BUNDLED, bundled_checkpoint, load_checkpoint
+from tracenet.resize import ResizedPhoto
+from tracenet.rft import costs
 from tracenet.rft.trace import Plan
 from tracenet.traced import TracedModel, trace
+from tracenet.zoom import Scale, photo_scales, prepare_scale, rank_candidates, settle, zoom_settings
 from tracenet_kernels.errors import BackendError, ClickError, InputError
-from tracenet_kernels.window import Window, hull
+from tracenet_kernels.window import EMPTY, Window, hull
 
 BACKENDS = ("auto", "torch")
-MAX_SIZES = 4
-"""Captured graphs kept, one per padded image size, least recently used dropped first."""
+MAX_SIZES = 2 * inference.MAX_FACTORS
+"""Captured graphs kept, one per padded image size, least recently used dropped first; they share their weights."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,18 @@ class ClickPlan:
     """What one call of ``predict`` computed: the plans of both phases, and views of them as one.
 
     Attributes:
-        locate: heads at the clicks, one plan per object.
-        segment: mask windows, one plan per mask and click, without what earlier plans had already computed.
+        locate: heads at the clicks, one plan per object and scale.
+        segment: mask windows, one plan per mask and click, without what earlier plans had already computed. Masks that
+            were only compared (``agreement``) are among them.
+        masks: those of ``segment`` that the returned masks come from, in their order.
+        factors: the scale of each plan.
     """
 
-    locate: list[Plan]
-    segment: list[Plan]
+    locate: list[Plan] = field(default_factory=list)
+    segment: list[Plan] = field(default_factory=list)
+    masks: list[Plan] = field(default_factory=list)
+    factors: dict[Plan, float] = field(default_factory=dict)
+    count_full: Callable[[], int] = lambda: 0
 
     @property
     def plans(self) -> list[Plan]:
@@ -57,19 +70,33 @@ class ClickPlan:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds computed in both phases."""
+        """Multiply-adds computed in both phases, at all scales."""
         return sum(plan.macs for plan in self.plans)
 
     @property
     def full_macs(self) -> int:
-        """Multiply-adds of the whole network."""
-        return self.locate[0].full_macs
+        """Multiply-adds of the whole network at the working size, whatever scales were looked at."""
+        return self.count_full()
+
+    @property
+    def factor(self) -> float:
+        """The scale of the first mask."""
+        return self.factors[self.masks[0]]
+
+    def at(self, factor: float) -> list[Plan]:
+        """The plans of one scale, first those that locate."""
+        return [plan for plan in self.plans if self.factors[plan] == factor]
 
     @property
     def windows(self) -> dict[str, Window]:
-        """Name -> hull of what either phase computed."""
-        names = dict.fromkeys(name for plan in self.plans for name in plan.windows)
-        return {name: hull(plan.windows[name] for plan in self.plans if name in plan.windows) for name in names}
+        """Name -> hull of what either phase computed at the scale of the first mask; see :meth:`windows_at`."""
+        return self.windows_at(self.factor)
+
+    def windows_at(self, factor: float) -> dict[str, Window]:
+        """Name -> hull of what either phase computed at one scale."""
+        plans = self.at(factor)
+        names = dict.fromkeys(name for plan in plans for name in plan.windows)
+        return {name: hull(plan.windows[name] for plan in plans if name in plan.windows) for name in names}
 
     @property
     def planning_ms(self) -> float:
@@ -78,15 +105,64 @@ class ClickPlan:
     def table(self, full: bool = False) -> str:
         """The phases' tables one after the other; see :meth:`tracenet.Plan.table`."""
         titles = ["locate"] * len(self.locate) + ["segment"] * len(self.segment)
-        return "\n\n".join(f"{title}\n{plan.table(full)}" for title, plan in zip(titles, self.plans, strict=True))
+        several = len(set(self.factors.values())) > 1
+        parts = []
+        for title, plan in zip(titles, self.plans, strict=True):
+            scale = f" at {self.factors[plan]:g}" if several else ""
+            parts.append(f"{title}{scale}\n{plan.table(full)}")
+        return "\n\n".join(parts)
+
+
+class _View:
+    """The current photo at one scale: how the network's input is made, and what is kept of its features."""
+
+    def __init__(self, scale: Scale, source: Tensor | ResizedPhoto, max_kept_bytes: int) -> None:
+        self.scale = scale
+        self.source = source
+        self.store = FeatureStore(max_kept_bytes)
+
+    @property
+    def canvas(self) -> Canvas:
+        return self.scale.canvas
+
+    def input(self, plan: Plan, config: TraceNetConfig) -> Tensor | Patch:
+        """The network's input, or of a scale that is not prepared whole the part that a plan reads."""
+        if isinstance(self.source, Tensor):
+            return self.source
+        entry = plan.by_node.get(plan.graph.inputs[0])
+        window = EMPTY if entry is None else entry.window  # kept features may be all it needs
+        return Patch(window, inference.prepare_window(self.source, self.canvas, config, window))
 
 
 @dataclass(frozen=True)
 class _Located:
-    """Head outputs of one click: tensors over the five levels; levels not asked for are NaN."""
+    """Head outputs of one click at one scale: tensors over the five levels; levels not asked for are NaN."""
 
+    view: _View
     click: Tensor
     predictions: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The mask logits that one candidate gives for one click, on the half-resolution plane of its scale."""
+
+    one: _Located
+    level: int
+    plane: Tensor
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One mask of one object. ``plane`` lies on the canvas ``on``."""
+
+    plane: Tensor
+    on: Canvas
+    score: float
+    box: np.ndarray
+    level: int
+    factor: float
 
 
 class Predictor:
@@ -104,13 +180,14 @@ class Predictor:
             :class:`PredictorSettings`, with the level choice that the model's heads allow.
         backend: ``"auto"`` or ``"torch"`` (crop-and-pad).
         keep_features: keep block outputs and pyramid windows between clicks of one image.
-        max_kept_bytes: bound on what is kept.
+        max_kept_bytes: bound on what is kept, at all scales together.
 
     Attributes:
         last_plan: what the last call of :meth:`predict` computed.
         last_boxes: predicted boxes (x0, y0, x1, y1) in photo pixels, ``(C, 4)``, or ``(B, C, 4)`` for B objects; of
             several clicks on one object, the box of the one with the best score.
         last_levels: the levels that predicted the masks, ``(C,)`` or ``(B, C)``, likewise.
+        last_zoom: the zoom factors at which they did, likewise; 1 without zoom.
         timings_ms: of the last ``set_image``, and of the last ``predict`` without and with ``capture``.
     """
 
@@ -133,18 +210,21 @@ class Predictor:
         if settings.level_choice == "level" and not model.config.level_head:
             raise InputError("level_choice='level' needs a model with level_head=True; use 'score' for this one")
         self.model = model
+        if settings.zoom != "off":
+            self._check_choice(settings)
         self.settings = settings
         self.backend = "torch" if backend == "auto" else backend
         self.keep_features = keep_features
+        self.max_kept_bytes = max_kept_bytes
         self.last_plan: ClickPlan | None = None
         self.last_boxes: np.ndarray | None = None
         self.last_levels: np.ndarray | None = None
+        self.last_zoom: np.ndarray | None = None
         self.timings_ms: dict[str, float] = {}
         self._captured: OrderedDict[tuple[int, int], TracedModel] = OrderedDict()
         self._keep: list[str] = []
-        self._store = FeatureStore(max_kept_bytes)
-        self._canvas: Canvas | None = None
-        self._image: Tensor | None = None
+        self._photo: Image.Image | None = None
+        self._views: dict[Canvas, _View] = {}
 
     @classmethod
     def from_pretrained(
@@ -166,17 +246,41 @@ class Predictor:
 
     @property
     def canvas(self) -> Canvas:
-        """Geometry of the current image. Raises InputError before :meth:`set_image`."""
-        if self._canvas is None:
-            raise InputError("no image is set; call set_image(image) before predict")
-        return self._canvas
+        """Geometry of the current image at the working size. Raises InputError before :meth:`set_image`."""
+        return self._base.canvas
 
     @property
     def image(self) -> Tensor:
-        """The current network input ``[1, 3, H, W]``: resized, normalised, padded."""
-        if self._image is None:
+        """The current network input at the working size, ``[1, 3, H, W]``: resized, normalised, padded."""
+        source = self._base.source
+        assert isinstance(source, Tensor)
+        return source
+
+    @property
+    def last_scale(self) -> Scale:
+        """The scale of the last first mask. Raises InputError before :meth:`predict`."""
+        if self.last_plan is None:
+            raise InputError("nothing was predicted on this image yet; call predict first")
+        factor = self.last_plan.factor
+        return next(view.scale for view in self._views.values() if view.scale.factor == factor)
+
+    def input_at(self, scale: Scale) -> Tensor:
+        """All of the network's input ``[1, 3, H, W]`` at a scale of the current image."""
+        if self._photo is None:
             raise InputError("no image is set; call set_image(image) before predict")
-        return self._image
+        return prepare_scale(self._photo, scale, self.settings, self.model.config)
+
+    @property
+    def _base(self) -> _View:
+        """The view at factor 1, the first that an image gets."""
+        if not self._views:
+            raise InputError("no image is set; call set_image(image) before predict")
+        return next(iter(self._views.values()))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the features kept for the current image."""
+        return sum(view.store.bytes for view in self._views.values())
 
     def set_image(self, image: Any) -> None:
         """Take an image: ``[H, W, 3]`` uint8 RGB, a PIL image (EXIF orientation is applied), or a path.
@@ -188,20 +292,22 @@ class Predictor:
         """
         start = time.perf_counter()
         photo = as_image(image)
-        canvas = inference.fit_canvas(photo.width, photo.height, self.settings.working_size)
-        prepared = inference.prepare_image(photo, canvas, self.model.config)
+        scale = Scale(1.0, inference.fit_canvas(photo.width, photo.height, self.settings.working_size))
+        prepared = inference.prepare_image(photo, scale.canvas, self.model.config)
         self.reset_image()
-        self._canvas, self._image = canvas, prepared
+        self._photo = photo
+        self._views[scale.canvas] = _View(scale, prepared, self.max_kept_bytes)
         self.timings_ms["set_image"] = (time.perf_counter() - start) * 1e3
 
     def reset_image(self) -> None:
         """Forget the image and everything kept for it."""
-        self._canvas = self._image = self.last_plan = self.last_boxes = self.last_levels = None
-        self._store.clear()
+        self._photo = self.last_plan = self.last_boxes = self.last_levels = self.last_zoom = None
+        self._views.clear()
 
     def forget_features(self) -> None:
         """Drop the features kept for the current image; the next click computes everything it needs."""
-        self._store.clear()
+        for view in self._views.values():
+            view.store.clear()
 
     def predict(
         self,
@@ -210,6 +316,7 @@ class Predictor:
         multimask_output: bool = False,
         levels: tuple[int, int] | None = None,
         mask_window: str | float | None = None,
+        zoom: Any = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks of the clicked objects.
 
@@ -217,42 +324,68 @@ class Predictor:
             point_coords: ``(N, 2)`` clicks (x, y) in photo pixels on one object, or ``(B, N, 2)`` for B objects;
                 integers are pixel centres. Several clicks on one object: the union of their masks.
             point_labels: ``(N,)`` or ``(B, N)`` of ones; negative clicks are not supported yet.
-            multimask_output: also return the masks of the other levels, best first (C = number of levels).
-            levels: first and last pyramid level asked at the click, inclusive, within 3..7.
+            multimask_output: also return the masks of the other levels, best first (C = number of levels, times the
+                number of scales that the photo is looked at).
+            levels: first and last pyramid level asked at the click, inclusive, within 3..7; with zoom, at each scale.
             mask_window: ``"box"`` (predicted box and margin), ``"full"``, or a radius around the click in photo pixels.
+            zoom: scales at which the photo is looked at: ``"off"``, ``"auto"`` (the checkpoint's factors), or a
+                sequence of factors of the working size and ``"native"``; see :func:`tracenet.zoom.photo_scales`.
 
         Returns:
             ``masks`` bool ``(C, H, W)`` at photo size, ``scores`` ``(C,)`` in 0..1, and ``logits`` ``(C, h, w)`` at
-            half the working size (un-padded; outside the mask window they are the constant background value). For
-            ``(B, N, 2)`` each has a leading axis B.
+            half the working size (un-padded; outside the mask window they are the constant background value). With zoom
+            they are at half the size of the scale that answered, ``last_zoom`` times as large; of several masks, at the
+            finest of their scales, to which the others are resampled. For ``(B, N, 2)`` each has a leading axis B.
 
         Raises:
             ClickError: a click outside the photo, not finite, of the wrong shape, or a label other than 1.
-            InputError: no image is set; unknown levels or mask window.
+            InputError: no image is set; unknown levels, mask window or zoom; a factor that makes the photo too small or
+                too large; a choice of scales that the model's heads do not allow.
         """
         canvas = self.canvas
         points, batched = _check_points(point_coords, point_labels)
-        settings = self._settings(levels)
+        given = self.settings.zoom if zoom is None else zoom
+        scales = photo_scales(canvas.photo_width, canvas.photo_height, given, self.settings)
+        zoomed, settings = zoom_settings(given, self.settings, levels)
+        if zoomed:
+            self._check_choice(settings)
         window_rule = self._window_rule(mask_window)
-        clicks = [inference.to_working(p, canvas).float() for p in points]
+        views = [self._view(scale) for scale in scales]
+        clicks = [[inference.to_working(p, view.canvas).float() for view in views] for p in points]
         start = time.perf_counter()
-        traced = self._traced(canvas)
+        for view in views:
+            self._traced(view.canvas)
         captured = time.perf_counter()
-        done = ClickPlan([], [])
-        results = [self._object(traced, c, settings, window_rule, multimask_output, done) for c in clicks]
+        done = ClickPlan(count_full=self._full_macs(canvas))
+        answers = [self._object(views, c, settings, zoomed, window_rule, multimask_output, done) for c in clicks]
         if not self.keep_features:
-            self._store.clear()
-        masks, scores, logits, boxes, chosen = (
-            np.stack(part) if batched else part[0] for part in zip(*results, strict=True)
+            self.forget_features()
+        masks, scores, logits, boxes, chosen, factors = (
+            np.stack(part) if batched else part[0] for part in zip(*_stacked(answers), strict=True)
         )
-        self.last_plan, self.last_boxes, self.last_levels = done, boxes, chosen
+        self.last_plan, self.last_boxes, self.last_levels, self.last_zoom = done, boxes, chosen, factors
         self.timings_ms.update(capture=(captured - start) * 1e3, predict=(time.perf_counter() - captured) * 1e3)
         return masks, scores, logits
 
-    def _settings(self, levels: tuple[int, int] | None) -> PredictorSettings:
-        if levels is None:
-            return self.settings
-        return replace(self.settings, levels=levels)
+    def _check_choice(self, settings: PredictorSettings) -> None:
+        if settings.zoom_choice != "score" and not self.model.config.level_head:
+            raise InputError(
+                f"zoom_choice={settings.zoom_choice!r} needs a model with level_head=True; use 'score' for this one"
+            )
+
+    def _view(self, scale: Scale) -> _View:
+        assert self._photo is not None
+        if scale.canvas not in self._views:
+            canvas = scale.canvas
+            resized = ResizedPhoto(self._photo, canvas.width, canvas.height)
+            self._views[canvas] = _View(scale, resized, self.max_kept_bytes)
+        return self._views[scale.canvas]
+
+    def _full_macs(self, canvas: Canvas) -> Callable[[], int]:
+        def count() -> int:
+            return costs.full_macs(self._traced(canvas).graph)
+
+        return count
 
     def _window_rule(self, mask_window: str | float | None) -> str | float:
         rule: Any = self.settings.mask_window if mask_window is None else mask_window
@@ -270,8 +403,12 @@ class Predictor:
     def _traced(self, canvas: Canvas) -> TracedModel:
         size = (canvas.padded_height, canvas.padded_width)
         if size not in self._captured:
-            inputs = (torch.zeros(1, 3, *size), torch.zeros(1, THETA), torch.zeros(1, 2), torch.ones(1))
-            self._captured[size] = trace(self.model, inputs)
+            # Only shapes and types are looked at: memory that is never touched costs nothing, however large the scale.
+            inputs = (torch.empty(1, 3, *size), torch.zeros(1, THETA), torch.zeros(1, 2), torch.ones(1))
+            traced = trace(self.model, inputs)
+            if self._captured:
+                traced.share_weights(next(iter(self._captured.values())))
+            self._captured[size] = traced
             while len(self._captured) > MAX_SIZES:
                 self._captured.popitem(last=False)
         self._captured.move_to_end(size)
@@ -279,58 +416,67 @@ class Predictor:
 
     def _object(
         self,
-        traced: TracedModel,
-        clicks: Tensor,
+        views: list[_View],
+        clicks: list[Tensor],
         settings: PredictorSettings,
+        zoomed: bool,
         window_rule: str | float,
         multimask: bool,
         done: ClickPlan,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Masks, scores, logits, boxes and levels of one object from its clicks ``[N, 2]`` on the working image."""
-        canvas = self.canvas
+    ) -> list[_Answer]:
+        """The masks of one object, best first, from its clicks ``[N, 2]`` on the canvas of each view."""
         if not self.keep_features:
-            self._store.clear()
-        located, locate_plan = self._locate(traced, clicks, settings)
-        done.locate.append(locate_plan)
-        count = settings.levels[1] - settings.levels[0] + 1 if multimask else 1
-        masks, scores, logits, boxes, chosen = [], [], [], [], []
-        for rank in range(count):
-            union: Tensor | None = None
-            rank_scores, rank_boxes, rank_levels = [], [], []
-            for one in located:
-                level = int(inference.rank_levels(one.predictions, settings)[0, rank])
-                column = level - LEVELS[0]
-                box = one.predictions["boxes"][0, column]
-                window = self._mask_window(box, one.click, window_rule, settings)
-                part, plan = self._segment(traced, one, level, window)
-                done.segment.append(plan)
-                plane = inference.half_plane(part, window, canvas)
-                union = plane if union is None else torch.maximum(union, plane)
-                rank_scores.append(float(inference.click_scores(one.predictions, settings.score)[0, column]))
-                rank_boxes.append(box)
-                rank_levels.append(level)
-            assert union is not None
-            logits.append(union.numpy())
-            masks.append((inference.resample_plane(union, canvas) > 0).numpy())
-            best = int(np.argmax(rank_scores))
-            scores.append(rank_scores[best])
-            boxes.append(_photo_box(rank_boxes[best], canvas))
-            chosen.append(rank_levels[best])
-        quality = np.array(scores, dtype=np.float32)
-        return np.stack(masks), quality, np.stack(logits), np.stack(boxes), np.array(chosen)
+            self.forget_features()
+        located = [self._locate(view, at, settings, done) for view, at in zip(views, clicks, strict=True)]
+        factors = [view.scale.factor for view in views]
+        levels = settings.levels[1] - settings.levels[0] + 1
+        parts: dict[tuple[int, int], _Part] = {}
 
-    def _run(self, traced: TracedModel, request: dict[int | str, Window], parameters: tuple[Tensor, ...]) -> Any:
+        def part(click: int, candidate: int) -> _Part:
+            scale, step = divmod(candidate, levels)
+            if (click, candidate) not in parts:
+                one = located[scale][click]
+                parts[click, candidate] = self._segment(one, settings.levels[0] + step, window_rule, settings, done)
+            return parts[click, candidate]
+
+        ranked = []
+        for i in range(len(clicks[0])):
+
+            def plane_of(candidate: int, click: int = i) -> tuple[Tensor, Canvas]:
+                found = part(click, candidate)
+                return found.plane, found.one.view.canvas
+
+            at = [found[i].predictions for found in located]
+            order, ratings = rank_candidates(at, factors, settings, zoomed)
+            ranked.append(settle(order[0], ratings[0], plane_of, settings))
+        count = len(ranked[0]) if multimask else 1
+        answers = []
+        for rank in range(count):
+            together = [part(i, candidates[rank]) for i, candidates in enumerate(ranked)]
+            done.masks.extend(one.plan for one in together)
+            answers.append(_united(together, settings))
+        return answers
+
+    def _run(
+        self, view: _View, request: dict[int | str, Window], parameters: tuple[Tensor, ...], done: ClickPlan
+    ) -> tuple[Plan, dict[int | str, Tensor]]:
+        traced = self._traced(view.canvas)
         if not self._keep:
             self._keep = kept_names(traced.graph)  # the same at every size
-        plan = traced.plan(request, self._store.windows())
-        outputs, patches = traced.run_keeping(
-            (self.image, *parameters), plan, self._store.patches, self._keep, self.backend
-        )
-        self._store.add(patches)
+        plan = traced.plan(request, view.store.windows())
+        done.factors[plan] = view.scale.factor
+        image = view.input(plan, self.model.config)
+        outputs, patches = traced.run_keeping((image, *parameters), plan, view.store.patches, self._keep, self.backend)
+        view.store.add(patches)
+        if self.kept_bytes > self.max_kept_bytes:
+            for other in self._views.values():
+                if other is not view:
+                    other.store.clear()
         return plan, outputs
 
-    def _locate(self, traced: TracedModel, clicks: Tensor, settings: PredictorSettings) -> tuple[list[_Located], Plan]:
+    def _locate(self, view: _View, clicks: Tensor, settings: PredictorSettings, done: ClickPlan) -> list[_Located]:
         """Heads at every click, in one plan for all of them (the hull, per level, of their cells)."""
+        traced = self._traced(view.canvas)
         lo, hi = settings.levels
         names = [n for n in ("logits", "reg", "ctr", "theta", "level") if f"{n}{lo}" in traced.graph.outputs]
         cells = {level: inference.cells_of(clicks, level) for level in range(lo, hi + 1)}
@@ -339,7 +485,8 @@ class Predictor:
             window = hull(Window.of_cell(*cell) for cell in at.tolist())
             request.update({f"{name}{level}": window for name in names})
         parameters = (torch.zeros(1, THETA), torch.zeros(1, 2), torch.ones(1))
-        plan, outputs = self._run(traced, request, parameters)
+        plan, outputs = self._run(view, request, parameters, done)
+        done.locate.append(plan)
         located = []
         for i in range(len(clicks)):
             values: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -353,23 +500,68 @@ class Predictor:
                         channels = traced.graph.outputs[f"{name}{lo}"].shape[1]
                         values[name].append(torch.full((1, channels), math.nan))
             predictions = inference.gather_predictions(values, clicks[i : i + 1], self.model.config.anchor_offset)
-            located.append(_Located(clicks[i], predictions))
-        return located, plan
+            located.append(_Located(view, clicks[i], predictions))
+        return located
 
-    def _mask_window(self, box: Tensor, click: Tensor, rule: str | float, settings: PredictorSettings) -> Window:
-        if isinstance(rule, str):
-            return inference.box_window(box, click, self.canvas, replace(settings, mask_window=rule))
-        reach = torch.tensor([rule * self.canvas.scale_x, rule * self.canvas.scale_y])
-        around = torch.cat([click - reach, click + reach])
-        exact = replace(settings, mask_window="box", mask_margin=0.0, mask_margin_pixels=0.0)
-        return inference.box_window(around, click, self.canvas, exact)
-
-    def _segment(self, traced: TracedModel, one: _Located, level: int, window: Window) -> tuple[Tensor, Plan]:
-        theta = one.predictions["theta"][:, level - LEVELS[0]]
+    def _segment(
+        self, one: _Located, level: int, window_rule: str | float, settings: PredictorSettings, done: ClickPlan
+    ) -> _Part:
+        column, canvas = level - LEVELS[0], one.view.canvas
+        window = _mask_window(one.predictions["boxes"][0, column], one.click, canvas, window_rule, settings)
+        theta = one.predictions["theta"][:, column]
         origin = inference.mask_origin(one.click[None], level, self.model.config.rel_to)
         parameters = (theta, origin, torch.tensor([SIZES_OF_INTEREST[level]]))
-        plan, outputs = self._run(traced, {"mask_half": window}, parameters)
-        return inference.as_logits(outputs["mask_half"][0, 0], self.model.config), plan
+        plan, outputs = self._run(one.view, {"mask_half": window}, parameters, done)
+        done.segment.append(plan)
+        logits = inference.as_logits(outputs["mask_half"][0, 0], self.model.config)
+        return _Part(one, level, inference.half_plane(logits, window, canvas), plan)
+
+
+def _mask_window(box: Tensor, click: Tensor, canvas: Canvas, rule: str | float, settings: PredictorSettings) -> Window:
+    if isinstance(rule, str):
+        return inference.box_window(box, click, canvas, replace(settings, mask_window=rule))
+    reach = torch.tensor([rule * canvas.scale_x, rule * canvas.scale_y])
+    around = torch.cat([click - reach, click + reach])
+    exact = replace(settings, mask_window="box", mask_margin=0.0, mask_margin_pixels=0.0)
+    return inference.box_window(around, click, canvas, exact)
+
+
+def _finest(canvases: list[Canvas]) -> Canvas:
+    return max(canvases, key=lambda canvas: canvas.width * canvas.height)
+
+
+def _united(parts: list[_Part], settings: PredictorSettings) -> _Answer:
+    """One mask from the parts of all clicks on an object: their union, and what the part with the best score says."""
+    on = _finest([part.one.view.canvas for part in parts])
+    union: Tensor | None = None
+    scores = []
+    for part in parts:
+        plane = inference.move_plane(part.plane, part.one.view.canvas, on)
+        union = plane if union is None else torch.maximum(union, plane)
+        quality = inference.click_scores(part.one.predictions, settings.score)
+        scores.append(float(quality[0, part.level - LEVELS[0]]))
+    assert union is not None
+    best = int(np.argmax(scores))
+    chosen = parts[best]
+    view = chosen.one.view
+    box = _photo_box(chosen.one.predictions["boxes"][0, chosen.level - LEVELS[0]], view.canvas)
+    return _Answer(union, on, scores[best], box, chosen.level, view.scale.factor)
+
+
+def _stacked(objects: list[list[_Answer]]) -> list[tuple[np.ndarray, ...]]:
+    """Per object: masks, scores, logits, boxes, levels and factors; logits of all of them on one plane."""
+    finest = _finest([answer.on for answers in objects for answer in answers])
+    return [
+        (
+            np.stack([(inference.resample_plane(one.plane, one.on) > 0).numpy() for one in answers]),
+            np.array([one.score for one in answers], dtype=np.float32),
+            np.stack([inference.move_plane(one.plane, one.on, finest).numpy() for one in answers]),
+            np.stack([one.box for one in answers]),
+            np.array([one.level for one in answers]),
+            np.array([one.factor for one in answers]),
+        )
+        for answers in objects
+    ]
 
 
 def _photo_box(box: Tensor, canvas: Canvas) -> np.ndarray:

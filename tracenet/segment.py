@@ -24,6 +24,7 @@ def segment_photo(
     mask_window: str | float | None = None,
     checkpoint: str | Path | None = None,
     backend: str = "auto",
+    zoom: Any = None,
     overlay_path: str | Path | None = None,
     windows_path: str | Path | None = None,
     predictor: Predictor | None = None,
@@ -31,8 +32,9 @@ def segment_photo(
     """Segment the thing under ``click`` (photo pixels) and write its mask as an 8-bit PNG, 255 on the object.
 
     Returns:
-        plain data: ``output``, ``score``, ``level``, ``box`` (photo pixels), ``mask_pixels``, ``width``, ``height``,
-        ``predict_ms`` (both phases, without capturing the graph), ``capture_ms``, ``macs``, ``full_macs``.
+        plain data: ``output``, ``score``, ``level``, ``zoom`` (the factor at which it was seen), ``box`` (photo
+        pixels), ``mask_pixels``, ``width``, ``height``, ``predict_ms`` (both phases, without capturing the graph),
+        ``capture_ms``, ``macs`` at all scales, ``full_macs`` of the whole network at the working size.
 
     Raises:
         ImageError, ClickError, CheckpointError, BackendError, InputError: each says what came and what is allowed;
@@ -43,8 +45,9 @@ def segment_photo(
     if predictor is None:
         predictor = Predictor.from_pretrained(checkpoint, backend)
     predictor.set_image(photo)
-    masks, scores, _ = predictor.predict([list(click)], [1], levels=levels, mask_window=mask_window)
-    assert predictor.last_plan is not None and predictor.last_boxes is not None and predictor.last_levels is not None
+    masks, scores, _ = predictor.predict([list(click)], [1], levels=levels, mask_window=mask_window, zoom=zoom)
+    assert predictor.last_plan is not None and predictor.last_boxes is not None
+    assert predictor.last_levels is not None and predictor.last_zoom is not None
     written = {Path(output): Image.fromarray(masks[0].astype(np.uint8) * 255)}
     box = [round(float(v), 2) for v in predictor.last_boxes[0]]
     if overlay_path is not None:
@@ -56,6 +59,7 @@ def segment_photo(
         "output": str(output),
         "score": float(scores[0]),
         "level": int(predictor.last_levels[0]),
+        "zoom": float(predictor.last_zoom[0]),
         "box": box,
         "mask_pixels": int(masks[0].sum()),
         "width": photo.width,
@@ -80,12 +84,12 @@ def _check_paths(image: str | Path, *outputs: str | Path | None) -> None:
 
 
 def windows_of(predictor: Predictor, photo: Image.Image, click: tuple[float, float]) -> Image.Image:
-    """Picture of the windows that the predictor's last click computed, layer by layer."""
-    plan, canvas = predictor.last_plan, predictor.canvas
+    """Picture of the windows that the predictor's last click computed at the scale that answered, layer by layer."""
+    plan, canvas = predictor.last_plan, predictor.last_scale.canvas
     assert plan is not None
     working = Image.new("RGB", (canvas.padded_width, canvas.padded_height), (124, 117, 104))
     working.paste(photo.resize((canvas.width, canvas.height), Image.Resampling.BILINEAR))
-    planes = {name: size for part in plan.plans for name, size in pictures.planes_of(part).items()}
+    planes = {name: size for part in plan.at(plan.factor) for name, size in pictures.planes_of(part).items()}
     layers = [layer for layer in pictures.LAYERS if layer in plan.windows]
     at = ((click[0] + 0.5) * canvas.scale_x, (click[1] + 0.5) * canvas.scale_y)
     return pictures.windows_picture(working, plan.windows, planes, layers, at, columns=5, panel_width=300)

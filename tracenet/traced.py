@@ -102,6 +102,15 @@ class TracedModel:
                 )
         return given
 
+    def share_weights(self, other: TracedModel) -> None:
+        """Use the stored tensors of another capture of the same model where they are equal, so that they exist once."""
+        for node in self.graph.nodes:
+            twin = other.graph.by_name.get(node.name)
+            if node.value is None or twin is None or twin.value is None or node.value.device != twin.value.device:
+                continue
+            if node.value.dtype == twin.value.dtype and torch.equal(node.value, twin.value):
+                node.value = twin.value
+
     def to(self, device: torch.device | str) -> TracedModel:
         """Move the stored weights to a device, in place."""
         for node in self.graph.nodes:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +19,7 @@ from tracenet.predictor import Predictor
 from tracenet_kernels.errors import InputError
 
 SETTINGS = PredictorSettings(working_size=96, mask_margin=0.3)
+CAPTURED: OrderedDict[tuple[int, int], Any] = OrderedDict()
 
 
 def test_what_is_scored_is_what_predict_returns(model: TraceNet) -> None:
@@ -24,6 +30,45 @@ def test_what_is_scored_is_what_predict_returns(model: TraceNet) -> None:
     for point, (mask, level, score) in zip(points, segment_clicks(model, SETTINGS, photo, points), strict=True):
         masks, scores, _ = predictor.predict(point[None].numpy())
         # A pixel whose logit is 0 up to rounding may fall on either side.
+        assert np.mean(masks[0] != mask) < 1e-3
+        assert float(scores[0]) == pytest.approx(score, abs=1e-4)
+        assert predictor.last_levels is not None
+        assert int(predictor.last_levels[0]) == level
+
+
+@pytest.fixture(scope="module")
+def spread(model: TraceNet) -> TraceNet:
+    """The same with scores and level logits far enough apart that rounding does not decide between them."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for head in (twin.heads.logits, twin.heads.level):
+            assert head is not None
+            head.weight *= 300
+    return twin
+
+
+@pytest.mark.parametrize(
+    ("zoom", "change"),
+    [
+        ("auto", {"zoom_choice": "level", "level_smoothing": 0.5, "zoom_factors": (0.5, 1, 2)}),
+        ((0.5, "native", 2), {"zoom_choice": "product", "agreement": 4}),
+        ((0.5, 1), {"zoom_choice": "score", "zoom_levels": (3, 6)}),
+        ("off", {"agreement": 3}),
+        (None, {"zoom": "auto", "zoom_choice": "level_score"}),
+    ],
+)
+def test_what_is_scored_at_several_scales_is_what_predict_returns(
+    spread: TraceNet, zoom: Any, change: dict[str, Any]
+) -> None:
+    photo = Image.fromarray(np.random.default_rng(2).integers(0, 255, (80, 120, 3), dtype=np.uint8))
+    points = torch.tensor([[3.0, 2.0], [60.0, 30.0], [119.0, 79.0]])
+    settings = replace(SETTINGS, **change)
+    predictor = Predictor(spread, settings)
+    predictor._captured = CAPTURED  # the same weights
+    predictor.set_image(photo)
+    found = segment_clicks(spread, settings, photo, points, zoom)
+    for point, (mask, level, score) in zip(points, found, strict=True):
+        masks, scores, _ = predictor.predict(point[None].numpy(), zoom=zoom)
         assert np.mean(masks[0] != mask) < 1e-3
         assert float(scores[0]) == pytest.approx(score, abs=1e-4)
         assert predictor.last_levels is not None

@@ -1,7 +1,7 @@
 """Masks of many clicks on one photo, as the predictor would return them, from one run of the full network per scale.
 
-Tracing is exact, so the full network runs once per photo and scale and every click reads its outputs; the choice of scale
-and level, mask window and resizing are the predictor's own functions (:mod:`tracenet.inference`, :mod:`tracenet.zoom`).
+Tracing is exact, so the full network runs once per photo and scale and every click reads its outputs; the choice of
+scale and level, mask window and resizing are the predictor's own (:mod:`tracenet.inference`, :mod:`tracenet.zoom`).
 """
 
 from __future__ import annotations
