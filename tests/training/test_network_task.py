@@ -36,14 +36,14 @@ def engine_of(config: TrainConfig) -> Engine:
 def test_the_detector_learns(configured: Configured) -> None:
     config = configured(
         "network",
-        run={"steps": 16},
+        run={"steps": 10},
         model={"level_head": False, "num_classes": 2},
         objective={"detection": "fcos", "masks": "assigned", "dense": {"bce": 1.0}},
     )
     engine = engine_of(config)
-    logs = [engine.advance() for _ in range(16)]
+    logs = [engine.advance() for _ in range(10)]
     assert set(logs[0]) >= {"loss", "score", "box", "centerness", "dice", "bce", "iou"}
-    assert np.mean([log["loss"] for log in logs[-4:]]) < 0.9 * np.mean([log["loss"] for log in logs[:2]])
+    assert np.mean([log["loss"] for log in logs[-3:]]) < 0.95 * np.mean([log["loss"] for log in logs[:2]])
 
 
 def test_clicks_are_learned_beside_the_detector(configured: Configured) -> None:
@@ -62,13 +62,11 @@ def test_gradients_are_accumulated_in_pieces(configured: Configured) -> None:
     """One image at a time gives the mean of the images' gradients; norms frozen, so that images do not mix."""
     whole = engine_of(configured("network", norm={"kind": "frozen"}))
     pieces = engine_of(configured("network", norm={"kind": "frozen"}, run={"images_at_once": 1}))
-    weight = whole.model.heads.cls_tower[0].conv.weight, pieces.model.heads.cls_tower[0].conv.weight
     whole.task.gradients(0, 1.0)
     pieces.task.gradients(0, 1.0)
-    # Clicks are drawn anew for each piece, so gradients agree in size and direction only.
-    a, b = (w.grad.flatten() for w in weight)
-    assert float(torch.nn.functional.cosine_similarity(a, b, 0)) > 0.5
-    assert 0.5 < float(a.norm() / b.norm()) < 2
+    for name in ("cls_tower.0.conv", "theta"):
+        a, b = (e.model.heads.get_submodule(name).weight.grad for e in (whole, pieces))
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_the_scale_of_half_precision_multiplies_gradients(configured: Configured) -> None:

@@ -45,13 +45,13 @@ class Batch:
         images: ``[B, 3, H, W]`` normalised, zero-padded right and bottom.
         views: of each image.
         groups: indices of the images that show the same clicks, a group for each sample.
-        seed: of what is drawn while losses are computed.
+        seeds: of what is drawn while the losses of each image are computed.
     """
 
     images: Tensor
     views: list[View]
     groups: list[list[int]]
-    seed: int
+    seeds: list[int]
 
 
 def make_batch(
@@ -59,7 +59,7 @@ def make_batch(
     model: TraceNet,
     clicks: ClicksTable,
     proposal_weight: float,
-    seed: Sequence[int],
+    seeds: Sequence[Sequence[int]],
     device: torch.device,
 ) -> Batch:
     """Normalise and pad views, draw clicks.
@@ -69,14 +69,15 @@ def make_batch(
         model: gives the normalisation.
         clicks: which clicks to draw.
         proposal_weight: of a proposal's losses relative to an annotated mask's.
-        seed: of the clicks; each sample adds its number.
+        seeds: of each sample's clicks.
         device: of the result.
     """
     images: list[Tensor] = []
     views: list[View] = []
     groups: list[list[int]] = []
-    for number, group in enumerate(samples):
-        rng = np.random.default_rng([*seed, number])
+    numbers: list[int] = []
+    for seed, group in zip(seeds, samples, strict=True):
+        rng = np.random.default_rng(list(seed))
         first = group[0]
         drawn = None
         if len(first.boxes):
@@ -107,12 +108,13 @@ def make_batch(
                     weight.to(device)[at],
                 )
             views.append(View(objects, targets))
+            numbers.append(int(rng.integers(2**31)))
     height, width = (max(image.shape[i] for image in images) for i in (-2, -1))
     padded = torch.zeros(len(images), 3, height, width)
     for row, image in zip(padded, images, strict=True):
         row[:, : image.shape[-2], : image.shape[-1]] = image
     batch = padded.to(device).contiguous(memory_format=torch.channels_last)
-    return Batch(batch, views, groups, int(np.random.default_rng(list(seed)).integers(2**31)))
+    return Batch(batch, views, groups, numbers)
 
 
 def heads_at_clicks(
@@ -182,9 +184,10 @@ class NetworkObjective(nn.Module):
         targets = [view.objects for view in batch.views]
         values, cells, assignments = dense_objective.dense_losses(outputs, targets, objective, self.ranks.mean)
         if self.table.masks == "assigned":
-            generator = torch.Generator().manual_seed(batch.seed)
             masks = [
-                dense_objective.mask_losses(self.model, outputs, b, cells, one, target, objective, generator)
+                dense_objective.mask_losses(
+                    self.model, outputs, b, cells, one, target, objective, torch.Generator().manual_seed(batch.seeds[b])
+                )
                 for b, (one, target) in enumerate(zip(assignments, targets, strict=True))
             ]
             found = [one for one in masks if one is not None]
@@ -260,13 +263,13 @@ class NetworkTask:
             norm.train(moving)
         samples = self.loader.samples(step)
         size = run.images_at_once or len(samples)
-        pieces = [samples[i : i + size] for i in range(0, len(samples), size)]
+        # By a sample's number among all: clicks do not depend on how samples are shared out.
+        seeds = [(run.seed, step, index, 1) for index in self.loader.indices]
+        pieces = [(samples[i : i + size], seeds[i : i + size]) for i in range(0, len(samples), size)]
         log: dict[str, list[float]] = {}
-        for number, piece in enumerate(pieces):
-            seed = (run.seed, step, self.ranks.rank, number)
-            batch = make_batch(
-                piece, self.model, self.config.clicks, self.config.teacher.weight, seed, self.ranks.device
-            )
+        for number, (piece, own) in enumerate(pieces):
+            table, weight = self.config.clicks, self.config.teacher.weight
+            batch = make_batch(piece, self.model, table, weight, own, self.ranks.device)
             last = number == len(pieces) - 1
             if isinstance(self.objective, DistributedDataParallel) and not last:
                 with self.objective.no_sync():

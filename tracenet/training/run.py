@@ -48,16 +48,15 @@ def open_data(config: TrainConfig, out: Path, ranks: Ranks) -> RunData:
         on_error = "skip" if entry.skip_bad else "raise"
         everything = CocoDataset(entry.images, entry.annotations, on_error=on_error)
         ids = held_out([record.id for record in everything], entry.hold_out)
+        dataset = everything.subset(without=ids)
         proposals: str | Path = entry.proposals if config.teacher.enabled else ""
         if config.teacher.enabled and not proposals:
-            without = CocoDataset(entry.images, entry.annotations, without=ids, on_error=on_error)
-            proposals = _propose(config.teacher, without, out / "teacher" / f"{source_name(entry)}.json", ranks)
-        dataset = CocoDataset(
-            entry.images, entry.annotations, without=ids, on_error=on_error, proposals=proposals or None
-        )
+            proposals = _propose(config.teacher, dataset, out / "teacher" / f"{source_name(entry)}.json", ranks)
+        if proposals:
+            dataset = CocoDataset(entry.images, entry.annotations, without=ids, on_error=on_error, proposals=proposals)
         train.append(Source(source_name(entry), dataset, entry.weight, entry.set_weights))
         if ids:
-            held.append(CocoDataset(entry.images, entry.annotations, only=ids, on_error=on_error))
+            held.append(everything.subset(only=ids))
     empty = [source.name for source in train if not len(source.dataset)]
     if empty:
         raise InputError(f"[[data]] {', '.join(empty)}: no photo with a usable object to train on; leave the entry out")
