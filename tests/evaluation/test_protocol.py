@@ -71,12 +71,15 @@ def test_dense_points_lie_on_one_grid_inside_the_mask(height: int, width: int, m
     assert (step == 1) == (mask.sum() <= most)
 
 
-def test_full_mta_sample_is_seeded_and_of_the_size_asked_for(dataset: CocoDataset) -> None:
-    assert ClickProtocol(full_mta=0).full_mta_sample(dataset.records) == set()
-    assert ClickProtocol(full_mta=9).full_mta_sample(dataset.records) == {1, 3, 4}
-    samples = [ClickProtocol(full_mta=1, seed=seed).full_mta_sample(dataset.records) for seed in range(20)]
-    assert {len(sample) for sample in samples} == {1}
-    assert set.union(*samples) == {1, 3, 4}
+def test_full_mta_sample_is_spread_over_areas(dataset: CocoDataset) -> None:
+    record = dataset.records[0]
+    areas = [500.0, 3.0, 40.0, 7.0, 90.0, 100.0]
+    records = [replace(record, instances=[replace(record.instances[0], id=i, area=a)]) for i, a in enumerate(areas)]
+    assert ClickProtocol(full_mta=0).full_mta_sample(records) == set()
+    assert ClickProtocol(full_mta=1).full_mta_sample(records) == {4}
+    assert ClickProtocol(full_mta=3).full_mta_sample(records) == {3, 4, 0}
+    for more in (6, 9):
+        assert ClickProtocol(full_mta=more).full_mta_sample(records) == set(range(6))
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class ClickProtocol:
 
     Attributes:
         clicks: simulated clicks per object, a multiple of five bands.
-        seed: of the simulated clicks and of the sample of ``full_mta``.
+        seed: of the simulated clicks.
         full_mta: objects on which mTA is also computed by its full definition.
         full_mta_clicks: objects of more pixels than this are clicked on a grid of at most so many pixels instead.
 
@@ -81,10 +81,13 @@ class ClickProtocol:
         return simulate_clicks(mask, np.random.default_rng([self.seed, instance.id]), self.clicks // BANDS)
 
     def full_mta_sample(self, records: Sequence[ImageRecord]) -> set[int]:
-        """Annotation ids of ``full_mta`` objects of ``records``, drawn uniformly."""
-        ids = sorted(instance.id for record in records for instance in record.instances)
-        chosen = np.random.default_rng(self.seed).permutation(len(ids))[: self.full_mta]
-        return {ids[i] for i in chosen}
+        """Annotation ids of ``full_mta`` objects of ``records``, evenly spread in order of their area.
+
+        Drawn at random they would mostly be small, and objects count by their pixels.
+        """
+        ordered = sorted((instance.area, instance.id) for record in records for instance in record.instances)
+        count = min(self.full_mta, len(ordered))
+        return {ordered[(2 * i + 1) * len(ordered) // (2 * count)][1] for i in range(count)}
 
 
 def dense_points(mask: NDArray[np.bool_], most: int) -> tuple[NDArray[np.int64], int]:
