@@ -56,7 +56,7 @@ def test_pairs_of_scales_are_chosen_among_together(tmp_path: Path, configured: C
     torch.testing.assert_close(second.sample.boxes, first.sample.boxes / 2)
     log = engine.advance()
     assert 0 <= log["choice"] <= 1
-    assert len(list((tmp_path / "cache").glob("*_x0.5_1.safetensors"))) > 0
+    assert len(list((tmp_path / "cache").glob("*/*_x0.5_1.safetensors"))) > 0
 
 
 def test_training_path_equals_the_network(tmp_path: Path, configured: Configured) -> None:
@@ -74,6 +74,13 @@ def test_training_path_equals_the_network(tmp_path: Path, configured: Configured
         scale = float(full[f"P{level}"].abs().max())
         torch.testing.assert_close(p[level], full[f"P{level}"], rtol=1e-4, atol=1e-4 * scale)
     torch.testing.assert_close(features, full["maskfeat"], rtol=1e-3, atol=1e-4 * float(full["maskfeat"].abs().max()))
+
+
+def test_the_plain_mask_branch_is_trained_too(tmp_path: Path, configured: Configured) -> None:
+    engine = engine_of(configured("cached", model={"mask_branch": "p3"}), tmp_path)
+    before = engine.model.mask_branch.out.weight.clone()
+    assert 0 <= engine.advance()["dice"] <= 1
+    assert not torch.equal(engine.model.mask_branch.out.weight, before)
 
 
 def test_frozen_layers_do_not_move(tmp_path: Path, configured: Configured) -> None:
@@ -131,7 +138,7 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path, photos: Path, mo
         ("objective", {"detection": "fcos"}, "both 'clicks'"),
         ("norm", {"kind": "batch"}, "'renorm' or 'frozen'"),
         ("run", {"precision": "fp16"}, "'fp32' or 'bf16'"),
-        ("model", {"mask_branch": "p3"}, "'condinst'"),
+        ("model", {"tower_norm": "gn", "channels": 32}, "tower_norm and mask_norm, BatchNorm"),
     ],
 )
 def test_what_planes_cannot_give_is_refused(

@@ -70,6 +70,8 @@ def test_strings_take_the_environment(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[data]\nimages = 'i'\n", "double brackets"),
         ("[run\n", "is not TOML"),
         ("[norm]\nmomentum = 0\n" + DATA, "a share of 1"),
+        ("[teacher]\nenabled = true\n" + DATA, "needs encoder and decoder, or proposals"),
+        ("[teacher]\nencoder = 'e.onnx'\n" + DATA, "give both or neither"),
         ("[optimizer]\nlr = 0\n" + DATA, "must be positive"),
         ("[predictor]\nlevels = [3]\n" + DATA, "list of 2 values"),
     ],

@@ -7,8 +7,10 @@ Their BatchNorm is trained by batch renormalisation, so training and inference c
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from tracenet.data.mixture import Source
 from tracenet.inference import normalise
 from tracenet.models import TraceNet
 from tracenet.models.fpn import LEVELS
-from tracenet.models.mask import MaskBranch
+from tracenet.models.mask import MaskBranch, PlainMaskBranch
 from tracenet.models.resnet import Bottleneck
 from tracenet.training.click_objective import ClickTargets, ViewLosses, click_losses, view_losses
 from tracenet.training.config import TrainConfig
@@ -78,8 +80,11 @@ def pyramid(model: TraceNet, planes: dict[str, Tensor], dtype: torch.dtype) -> d
     return model.fpn(c3, c4, c5)[1]
 
 
-def mask_features(branch: MaskBranch, p: dict[int, Tensor], moments: Moments | None = None) -> Tensor:
-    """:class:`MaskBranch` with :func:`tracenet.training.windows.renorm`."""
+def mask_features(branch: nn.Module, p: dict[int, Tensor], moments: Moments | None = None) -> Tensor:
+    """:class:`MaskBranch` with :func:`tracenet.training.windows.renorm`, or :class:`PlainMaskBranch`."""
+    if isinstance(branch, PlainMaskBranch):
+        return branch(p)
+    assert isinstance(branch, MaskBranch)
     x = block_forward(branch.get_submodule("refine3"), p[3], moments)
     for level in (4, 5):
         refined = block_forward(branch.get_submodule(f"refine{level}"), p[level], moments)
@@ -192,7 +197,7 @@ class CachedTask:
         self, view: CachedView, instance: Tensor, points: Tensor, full: int, moments: Moments | None
     ) -> ViewLosses:
         model, sample, objective = self.model, view.sample, self.config.objective.clicks
-        assert isinstance(model.mask_branch, MaskBranch)
+        assert model.mask_branch is not None
         bf16 = self.config.run.precision == "bf16"
         weight = torch.where(
             sample.proposal, sample.weight * self.config.teacher.weight, torch.ones_like(sample.weight)
@@ -261,12 +266,21 @@ def check_config(config: TrainConfig) -> None:
         wrong.append("[run] precision = 'fp16', 'fp32' or 'bf16'")
     if config.run.device == "cuda":
         wrong.append("[run] device = 'cuda', 'auto' or 'cpu'")
-    if config.model.mask_branch != "condinst":
-        wrong.append(f"[model] mask_branch = {config.model.mask_branch!r}, 'condinst'")
     if not config.model.tower_norm.startswith("bn") or config.model.mask_norm != "bn":
         wrong.append("[model] tower_norm and mask_norm, BatchNorm")
     if wrong:
         raise InputError(f"[run] task = 'cached' needs other settings: {'; '.join(wrong)}")
+
+
+def fingerprint(model: TraceNet, config: TrainConfig) -> str:
+    """Name for all that cached planes depend on: frozen weights, precision, seed, augmentation and what is proposed."""
+    plain = [config.run.precision, config.run.seed, asdict(config.augmentation)]
+    plain += [entry.proposals for entry in config.data if config.teacher.enabled]
+    digest = hashlib.sha256(repr(plain).encode())
+    for name, value in model.backbone.state_dict().items():
+        if not name.startswith("layer4") and not name.endswith("num_batches_tracked"):
+            digest.update(value.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def cached_task(
@@ -276,14 +290,15 @@ def cached_task(
     out: Path,
     ranks: Ranks,
 ) -> CachedTask:
-    """The task of ``[run] task = "cached"``; planes are cached in ``OUT/cache``.
+    """The task of ``[run] task = "cached"``; planes are cached below ``[run] cache``.
 
     Raises:
         InputError: the configuration asks for what this task cannot do.
     """
     check_config(config)
+    folder = Path(config.run.cache) if config.run.cache else out / "cache"
     cache = FeatureCache(
-        out / "cache",
+        folder / fingerprint(model, config),
         frozen_planes(model, config.run.precision == "bf16"),
         config.run.seed,
         config.augmentation,

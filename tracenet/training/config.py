@@ -67,6 +67,7 @@ class RunTable:
         log_every: steps.
         device: ``auto``, ``cpu``, ``cuda``.
         seed: of everything that is drawn.
+        cache: folder of the planes that ``cached`` keeps, which runs may share; ``OUT/cache`` by default.
     """
 
     task: str = "network"
@@ -79,6 +80,7 @@ class RunTable:
     log_every: int = 20
     device: str = "auto"
     seed: int = 0
+    cache: str = ""
 
     def __post_init__(self) -> None:
         _choose("run", "task", self.task, TASKS)
@@ -287,7 +289,8 @@ class TeacherTable:
     """``[teacher]``, off by default: learn also from masks that a SAM-style ONNX pair proposes on the photos.
 
     Attributes:
-        enabled: entries of ``[[data]]`` without ``proposals`` get them from ``encoder`` and ``decoder`` first.
+        enabled: use the ``proposals`` of ``[[data]]`` entries; entries without get them from ``encoder`` and
+            ``decoder`` first, where these are given.
         encoder, decoder: ONNX files.
         weight: of a proposal's losses relative to an annotated mask's, times its score.
         settings: ``[teacher.settings]``, which proposals are kept.
@@ -298,6 +301,10 @@ class TeacherTable:
     decoder: str = ""
     weight: float = 0.5
     settings: TeacherSettings = field(default_factory=TeacherSettings)
+
+    def __post_init__(self) -> None:
+        if bool(self.encoder) != bool(self.decoder):
+            raise InputError("[teacher] encoder and decoder are the two halves of one model; give both or neither")
 
 
 @dataclass(frozen=True)
@@ -326,6 +333,8 @@ class TrainConfig:
         names = [source_name(entry) for entry in self.data]
         if len(set(names)) < len(names):
             raise InputError(f"[[data]] names {names} must differ; give each entry a name of its own")
+        if self.teacher.enabled and not self.teacher.encoder and not any(entry.proposals for entry in self.data):
+            raise InputError("[teacher] enabled = true needs encoder and decoder, or proposals in an entry of [[data]]")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema = {self.ema}; a share below 1, 0 for no average")
         if self.objective.detection == "clicks" and self.model.num_classes > 1:

@@ -50,7 +50,7 @@ def open_data(config: TrainConfig, out: Path, ranks: Ranks) -> RunData:
         ids = held_out([record.id for record in everything], entry.hold_out)
         dataset = everything.subset(without=ids)
         proposals: str | Path = entry.proposals if config.teacher.enabled else ""
-        if config.teacher.enabled and not proposals:
+        if config.teacher.enabled and config.teacher.encoder and not proposals:
             proposals = _propose(config.teacher, dataset, out / "teacher" / f"{source_name(entry)}.json", ranks)
         if proposals:
             dataset = CocoDataset(entry.images, entry.annotations, without=ids, on_error=on_error, proposals=proposals)
@@ -66,8 +66,6 @@ def open_data(config: TrainConfig, out: Path, ranks: Ranks) -> RunData:
 def _propose(table: TeacherTable, dataset: CocoDataset, path: Path, ranks: Ranks) -> Path:
     from tracenet.sam_onnx import SamOnnxPredictor
 
-    if not table.encoder or not table.decoder:
-        raise InputError("[teacher] enabled = true needs encoder and decoder, or proposals in every [[data]] entry")
     if ranks.first and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         propose(dataset, SamOnnxPredictor(table.encoder, table.decoder), table.settings, path)
