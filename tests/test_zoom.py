@@ -433,7 +433,7 @@ def test_wrong_zoom_is_refused_before_anything_is_computed(model: TraceNet, phot
         _ = predictor.last_scale
     with torch.device("meta"):
         headless = create_model("tracenet_r50_fpn", channels=16)
-    with pytest.raises(InputError, match="zoom_choice='product' needs a model with level_head"):
+    with pytest.raises(InputError, match="zoom_choice='level_score' needs a model with level_head"):
         Predictor(headless, PredictorSettings(level_choice="score", zoom="auto"))
     blank = Predictor(headless, PredictorSettings(level_choice="score"))
     with pytest.raises(InputError, match="call set_image"):

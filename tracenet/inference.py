@@ -86,7 +86,7 @@ class PredictorSettings:
     zoom_factors: tuple[Factor, ...] = (0.5, 1.0, 2.0)
     zoom_enlarge: float = 2.0
     zoom_levels: tuple[int, int] = (3, 5)
-    zoom_choice: str = "product"
+    zoom_choice: str = "level_score"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", _level_pair(self.levels))
