@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+import tracenet
 from tracenet.data import CocoDataset
 from tracenet.evaluation.full_network import segment_clicks
 from tracenet.evaluation.partial import PartialResults, remove_partial
@@ -92,7 +92,7 @@ def evaluate_dataset(
         "protocol": asdict(protocol),
         "limit": limit,
         "on_error": dataset.on_error,
-        "tracenet": version("tracenet"),
+        "tracenet": tracenet.__version__,
         "torch": torch.__version__,
     }
     kept = None if output is None else PartialResults(output, fingerprint, ranks.rank)
