@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tracenet.distributed import Ranks
 from tracenet.files import save_json
 from tracenet.training.config import load_config
-from tracenet.training.distributed import Ranks
 from tracenet.training.run import train
 from tracenet.training.selection import ROWS
 from tracenet_kernels.errors import InputError, TraceNetError

@@ -222,8 +222,8 @@ def evaluate(
 
     try:
         from tracenet.data import CocoDataset
+        from tracenet.distributed import processes
         from tracenet.evaluation.protocol import ClickProtocol
-        from tracenet.evaluation.ranks import ranks
         from tracenet.evaluation.report import tables
         from tracenet.evaluation.run import evaluate_checkpoint, finish
 
@@ -245,7 +245,7 @@ def evaluate(
         make_folder(figures)
     if tolerance is not None and not any(i.id == tolerance for record in dataset.records for i in record.instances):
         raise InputError(f"--tolerance is {tolerance}; give the id of an annotation in {annotations}")
-    with ranks() as mine:
+    with processes() as mine:
         file = checkpoint or bundled_checkpoint()
         done = evaluate_checkpoint(file, dataset, protocol, json_path, limit, rft, mine, changes)
         if not mine.first:
@@ -267,8 +267,8 @@ def train(
 ) -> None:
     """Train a model; under torchrun, on all its processes. Killed at any moment, the same command goes on."""
     try:
+        from tracenet.distributed import processes
         from tracenet.training.config import load_config
-        from tracenet.training.distributed import processes
         from tracenet.training.run import train as train_run
     except ModuleNotFoundError as error:
         raise InputError(f"training needs {error.name}; install it with pip install 'tracenet[train]'") from error

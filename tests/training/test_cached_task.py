@@ -13,13 +13,13 @@ import torch
 from tracenet.data import CocoDataset
 from tracenet.data.augment import Augmentation
 from tracenet.data.mixture import Source
+from tracenet.distributed import Ranks
 from tracenet.inference import normalise
 from tracenet.models.fpn import LEVELS
 from tracenet.models.mask import MaskBranch
 from tracenet.training.build import build_model
 from tracenet.training.cached_task import CachedTask, cached_task, frozen_planes, mask_features, pyramid
 from tracenet.training.config import TrainConfig
-from tracenet.training.distributed import Ranks
 from tracenet.training.engine import Engine
 from tracenet.training.feature_cache import FeatureCache
 from tracenet.training.optim import freeze

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from tracenet.distributed import Ranks
 from tracenet.training.config import TrainConfig
-from tracenet.training.distributed import Ranks
 from tracenet.training.engine import LOG, STATE, Engine, fit
 from tracenet_kernels.errors import CheckpointError, InputError
 

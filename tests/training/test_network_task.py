@@ -10,11 +10,11 @@ import torch
 
 from tracenet.data import CocoDataset
 from tracenet.data.mixture import Source
+from tracenet.distributed import Ranks
 from tracenet.inference import predictions_at
 from tracenet.models.fpn import LEVELS
 from tracenet.training.build import build_model
 from tracenet.training.config import TrainConfig
-from tracenet.training.distributed import Ranks
 from tracenet.training.engine import Engine
 from tracenet.training.network_task import heads_at_clicks, network_task
 from tracenet.training.optim import freeze

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from tracenet.data import CocoDataset
+from tracenet.distributed import Ranks
 from tracenet.models.weights import load_checkpoint
 from tracenet.training.config import TrainConfig, load_config
 from tracenet.training.curves import draw_curves, smoothed
-from tracenet.training.distributed import Ranks, pick_device
 from tracenet.training.run import FINAL, describe, open_data, train
 from tracenet.training.selection import BEST, ROWS, held_out
 from tracenet_kernels.errors import InputError
@@ -148,14 +148,6 @@ def test_curves_need_a_log(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="every line needs a step"):
         draw_curves(tmp_path / "log.jsonl", tmp_path / "c.png")
     assert smoothed([1.0, 3.0, 5.0, 7.0], 2) == [1, 2, 4, 6]
-
-
-def test_devices_and_shares_are_checked() -> None:
-    assert pick_device("cpu").type == "cpu"
-    with pytest.raises(InputError, match="choose auto, cpu or cuda"):
-        pick_device("tpu")
-    with pytest.raises(InputError, match="cannot be shared by 3 processes"):
-        Ranks(0, 3, torch.device("cpu")).share(16)
 
 
 def test_datasets_without_objects_are_refused(tmp_path: Path, photos: Path, configured: Configured) -> None:

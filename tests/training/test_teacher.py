@@ -257,8 +257,8 @@ def test_a_killed_run_goes_on_to_the_same_file(
 
 def test_other_settings_do_not_go_on_from_a_partial_file(dataset: CocoDataset, tmp_path: Path) -> None:
     out = tmp_path / "p.json"
-    (tmp_path / "p.json.partial").write_text(json.dumps({"teacher": "another"}) + "\n")
-    with pytest.raises(InputError, match=r"p\.json\.partial was begun with other"):
+    (tmp_path / "p.json.partial").write_text(json.dumps({"fingerprint": {"teacher": "another"}}) + "\n")
+    with pytest.raises(InputError, match=r"p\.json\.partial was left by proposals with another teacher"):
         propose(dataset, Scripted([MIDDLE]), OPEN, out, progress=False)
     (tmp_path / "p.json.partial").write_text("[]\n")
     with pytest.raises(InputError, match="delete it"):

@@ -15,10 +15,10 @@ from rich.progress import track
 
 import tracenet
 from tracenet.data import CocoDataset
+from tracenet.distributed import Ranks
 from tracenet.evaluation.full_network import segment_clicks
 from tracenet.evaluation.partial import PartialResults, remove_partial
 from tracenet.evaluation.protocol import ClickProtocol, Segment, evaluate_images
-from tracenet.evaluation.ranks import Ranks
 from tracenet.evaluation.report import summarise
 from tracenet.evaluation.results import ImageResult, ObjectResult
 from tracenet.evaluation.tracing import check_tracing, spread
@@ -119,7 +119,7 @@ def evaluate_dataset(
         "skipped": [*skipped, *(problem for image in everything for problem in image.problems)],
         "device": "cpu",
         "threads": torch.get_num_threads(),
-        "processes": ranks.count,
+        "processes": ranks.world,
         **_times(everything),
     }
     return Evaluation(report, objects, segment)

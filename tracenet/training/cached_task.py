@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tracenet.data.clicks import training_clicks
 from tracenet.data.mixture import Source
+from tracenet.distributed import Ranks
 from tracenet.inference import normalise
 from tracenet.models import TraceNet
 from tracenet.models.fpn import LEVELS
@@ -27,7 +28,6 @@ from tracenet.models.mask import MaskBranch, PlainMaskBranch
 from tracenet.models.resnet import Bottleneck
 from tracenet.training.click_objective import ClickTargets, ViewLosses, click_losses, view_losses
 from tracenet.training.config import TrainConfig
-from tracenet.training.distributed import Ranks, average_gradients
 from tracenet.training.feature_cache import CachedView, FeatureCache
 from tracenet.training.windows import Moments, block_forward, fold, heads_at
 from tracenet_kernels.errors import InputError
@@ -143,7 +143,7 @@ class CachedTask:
         weights = np.array([source.weight for source in sources])
         self.source_chances = weights / weights.sum()
         self.image_chances = [w / w.sum() for w in (source.image_weights() for source in sources)]
-        self.count = ranks.share(config.run.images_per_step)
+        self.count = ranks.even_share(config.run.images_per_step, "[run] images_per_step")
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.pool = ThreadPoolExecutor(max(1, config.run.workers), initializer=torch.set_num_threads, initargs=(1,))
         self.drawn: tuple[int, list[Future[list[CachedView]]]] = (-1, [])
@@ -240,7 +240,7 @@ class CachedTask:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
             for name, value in values.items():
                 log[name] = log.get(name, 0.0) + value / self.count
-        average_gradients(self.trained, self.ranks.world)
+        self.ranks.average_gradients(self.trained)
         return log
 
     def after_step(self, step: int) -> None:

@@ -13,10 +13,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from tracenet.distributed import Ranks
 from tracenet.files import save_text, write_whole
 from tracenet.models import TraceNet
 from tracenet.training.config import TrainConfig
-from tracenet.training.distributed import Ranks
 from tracenet.training.optim import Average, make_optimizer, rate_at, set_rate
 from tracenet_kernels.errors import CheckpointError, InputError
 

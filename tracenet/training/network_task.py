@@ -14,6 +14,7 @@ from tracenet.data.clicks import training_clicks
 from tracenet.data.loader import SampleLoader
 from tracenet.data.mixture import Mixture, Source, class_names
 from tracenet.data.samples import UNKNOWN_CLASS, TrainingSample
+from tracenet.distributed import Ranks
 from tracenet.inference import cells_of, normalise
 from tracenet.models import TraceNet
 from tracenet.models.fpn import LEVELS
@@ -21,7 +22,6 @@ from tracenet.training import dense_objective
 from tracenet.training.click_objective import ClickTargets, HeadsAtClicks, ViewLosses, click_losses, view_losses
 from tracenet.training.config import ClicksTable, ObjectiveTable, TrainConfig
 from tracenet.training.dense_objective import ObjectTargets
-from tracenet.training.distributed import Ranks
 from tracenet.training.norms import TrainingNorm, use_training_norms
 from tracenet.training.windows import Moments
 from tracenet_kernels.errors import InputError
@@ -307,7 +307,7 @@ def network_task(
                 f"[model] num_classes = {config.model.num_classes}, but the annotations name {len(classes)} "
                 "categories; use that number, or 1 to learn without classes"
             )
-    ranks.share(config.run.images_per_step)  # refuses what cannot be shared out
+    ranks.even_share(config.run.images_per_step, "[run] images_per_step")  # refuses what cannot be shared out
     mixture = Mixture(
         sources,
         config.augmentation,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tracenet.data import CocoDataset
 from tracenet.data.mixture import Source
+from tracenet.distributed import Ranks
 from tracenet.files import save_json
 from tracenet.models import TraceNet
 from tracenet.models.weights import save_checkpoint
@@ -16,7 +17,6 @@ from tracenet.training.build import build_model
 from tracenet.training.cached_task import cached_task
 from tracenet.training.config import TeacherTable, TrainConfig, source_name
 from tracenet.training.curves import draw_curves
-from tracenet.training.distributed import Ranks
 from tracenet.training.engine import LOG, STATE, Engine, Task, fit
 from tracenet.training.network_task import network_task
 from tracenet.training.optim import freeze
@@ -69,7 +69,7 @@ def _propose(table: TeacherTable, dataset: CocoDataset, path: Path, ranks: Ranks
     if ranks.first and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         propose(dataset, SamOnnxPredictor(table.encoder, table.decoder), table.settings, path)
-    ranks.barrier()
+    ranks.gather(None)  # the others wait for the file
     return path
 
 

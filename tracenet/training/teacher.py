@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from scipy.ndimage import label
 
 from tracenet.data import CocoDataset, ImageRecord
 from tracenet.files import check_target, save_json
+from tracenet.partial import PartialRows
 from tracenet.sam_onnx import STABILITY_OFFSET, stability_scores
 from tracenet_kernels.errors import ImageError, InputError
 
@@ -227,27 +227,19 @@ def propose(
     fingerprint = _fingerprint(dataset, teacher, settings)
     if _finished(target, fingerprint):
         return target
-    partial = target.with_name(f"{target.name}.partial")
-    with _resumed(partial, fingerprint) as (rows, file):
-        left = [record for record in dataset.records if record.id not in rows]
-        for record in track(
-            left,
-            "proposals",
-            total=len(dataset),
-            completed=len(rows),
-            console=Console(stderr=True),
-            disable=not progress,
-        ):
-            rows[record.id] = [_row(one) for one in _proposals(dataset, record, teacher, settings)]
-            line = json.dumps({"image_id": record.id, "proposals": rows[record.id]})
-            try:
-                file.write(line.encode() + b"\n")
-                file.flush()
-            except OSError as error:
-                raise InputError(
-                    f"{partial} cannot be written ({error.strerror or error}); what it holds is kept: make room and "
-                    "run the same command again"
-                ) from error
+    partial = PartialRows(target.with_name(f"{target.name}.partial"), {"teacher": fingerprint}, "proposals")
+    rows = {row["image_id"]: row["proposals"] for row in partial.load()}
+    left = [record for record in dataset.records if record.id not in rows]
+    for record in track(
+        left,
+        "proposals",
+        total=len(dataset),
+        completed=len(rows),
+        console=Console(stderr=True),
+        disable=not progress,
+    ):
+        rows[record.id] = [_row(one) for one in _proposals(dataset, record, teacher, settings)]
+        partial.append({"image_id": record.id, "proposals": rows[record.id]})
     images = [{"id": r.id, "file_name": r.path.name, "width": r.width, "height": r.height} for r in dataset.records]
     annotations = [
         {"id": number, "image_id": image, **row}
@@ -255,7 +247,7 @@ def propose(
     ]
     info = {"teacher": fingerprint, "settings": asdict(settings)}
     save_json({"info": info, "images": images, "annotations": annotations, "categories": []}, target)
-    partial.unlink()
+    partial.remove()
     return target
 
 
@@ -298,24 +290,3 @@ def _finished(path: Path, fingerprint: str) -> bool:
         return bool(json.loads(path.read_bytes())["info"]["teacher"] == fingerprint)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-@contextmanager
-def _resumed(path: Path, fingerprint: str) -> Iterator[tuple[dict[int, list[dict[str, Any]]], IO[bytes]]]:
-    """Rows of the photos that are done, and the file to append to; a line that was cut short is dropped."""
-    data = path.read_bytes() if path.exists() else b""
-    whole = data.rfind(b"\n") + 1
-    header = json.dumps({"teacher": fingerprint}).encode()
-    first, *lines = data[:whole].splitlines() or [header]
-    if first != header:
-        raise InputError(
-            f"{path} was begun with other photos, settings or another teacher; delete it or choose another output"
-        )
-    done = [json.loads(line) for line in lines]
-    with path.open("r+b" if data else "wb") as file:
-        file.seek(whole)
-        file.truncate()
-        if not whole:
-            file.write(header + b"\n")
-            file.flush()
-        yield {row["image_id"]: row["proposals"] for row in done}, file
