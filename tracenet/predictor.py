@@ -13,8 +13,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from numbers import Real
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from tracenet import inference
+from tracenet.click_plan import ClickPlan
 from tracenet.crop_pad import Patch
 from tracenet.image_io import as_image
 from tracenet.inference import Canvas, PredictorSettings
@@ -33,84 +33,18 @@ from tracenet.models.fpn import LEVELS
 from tracenet.models.heads import THETA
 from tracenet.models.mask import SIZES_OF_INTEREST
 from tracenet.models.weights import BUNDLED, bundled_checkpoint, load_checkpoint
+from tracenet.points import check_points
 from tracenet.resize import ResizedPhoto
 from tracenet.rft import costs
 from tracenet.rft.trace import Plan
 from tracenet.traced import TracedModel, trace
 from tracenet.zoom import Scale, photo_scales, prepare_scale, rank_candidates, settle, zoom_settings
-from tracenet_kernels.errors import BackendError, ClickError, InputError
+from tracenet_kernels.errors import BackendError, InputError
 from tracenet_kernels.window import EMPTY, Window, hull
 
 BACKENDS = ("auto", "torch")
 MAX_SIZES = 2 * inference.MAX_FACTORS
 """Captured graphs kept, one per padded image size, least recently used dropped first; they share their weights."""
-
-
-@dataclass(frozen=True)
-class ClickPlan:
-    """What one call of ``predict`` computed: the plans of both phases, and views of them as one.
-
-    Attributes:
-        locate: heads at the clicks, one plan per object and scale.
-        segment: mask windows, one plan per mask and click, without what earlier plans had already computed. Masks that
-            were only compared (``agreement``) are among them.
-        masks: those of ``segment`` that the returned masks come from, in their order.
-        factors: the scale of each plan.
-    """
-
-    locate: list[Plan] = field(default_factory=list)
-    segment: list[Plan] = field(default_factory=list)
-    masks: list[Plan] = field(default_factory=list)
-    factors: dict[Plan, float] = field(default_factory=dict)
-    count_full: Callable[[], int] = lambda: 0
-
-    @property
-    def plans(self) -> list[Plan]:
-        return [*self.locate, *self.segment]
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds computed in both phases, at all scales."""
-        return sum(plan.macs for plan in self.plans)
-
-    @property
-    def full_macs(self) -> int:
-        """Multiply-adds of the whole network at the working size, whatever scales were looked at."""
-        return self.count_full()
-
-    @property
-    def factor(self) -> float:
-        """The scale of the first mask."""
-        return self.factors[self.masks[0]]
-
-    def at(self, factor: float) -> list[Plan]:
-        """The plans of one scale, first those that locate."""
-        return [plan for plan in self.plans if self.factors[plan] == factor]
-
-    @property
-    def windows(self) -> dict[str, Window]:
-        """Name -> hull of what either phase computed at the scale of the first mask; see :meth:`windows_at`."""
-        return self.windows_at(self.factor)
-
-    def windows_at(self, factor: float) -> dict[str, Window]:
-        """Name -> hull of what either phase computed at one scale."""
-        plans = self.at(factor)
-        names = dict.fromkeys(name for plan in plans for name in plan.windows)
-        return {name: hull(plan.windows[name] for plan in plans if name in plan.windows) for name in names}
-
-    @property
-    def planning_ms(self) -> float:
-        return sum(plan.planning_ms for plan in self.plans)
-
-    def table(self, full: bool = False) -> str:
-        """The phases' tables one after the other; see :meth:`tracenet.Plan.table`."""
-        titles = ["locate"] * len(self.locate) + ["segment"] * len(self.segment)
-        several = len(set(self.factors.values())) > 1
-        parts = []
-        for title, plan in zip(titles, self.plans, strict=True):
-            scale = f" at {self.factors[plan]:g}" if several else ""
-            parts.append(f"{title}{scale}\n{plan.table(full)}")
-        return "\n\n".join(parts)
 
 
 class _View:
@@ -343,7 +277,7 @@ class Predictor:
                 too large; a choice of scales that the model's heads do not allow.
         """
         canvas = self.canvas
-        points, batched = _check_points(point_coords, point_labels)
+        points, batched = check_points(point_coords, point_labels)
         given = self.settings.zoom if zoom is None else zoom
         scales = photo_scales(canvas.photo_width, canvas.photo_height, given, self.settings)
         zoomed, settings = zoom_settings(given, self.settings, levels)
@@ -569,62 +503,3 @@ def _photo_box(box: Tensor, canvas: Canvas) -> np.ndarray:
     scale = torch.tensor([canvas.scale_x, canvas.scale_y] * 2)
     limit = torch.tensor([canvas.photo_width, canvas.photo_height] * 2, dtype=torch.float32)
     return torch.minimum((box / scale).clamp(min=0), limit).numpy()
-
-
-def _check_points(coords: Any, labels: Any) -> tuple[list[Tensor], bool]:
-    """Clicks as a list of ``[N, 2]`` float64 tensors, and whether they came as (B, N, 2)."""
-    points = _numbers(coords)
-    if points is None:
-        raise ClickError(f"point_coords are {_shown(coords)}, not numbers; pass [[x, y]] in photo pixels")
-    if points.ndim not in (2, 3) or points.shape[-1] != 2 or 0 in points.shape:
-        raise ClickError(f"point_coords have shape {points.shape}; pass (N, 2) or (B, N, 2) with at least one click")
-    if labels is not None:
-        given = _array(labels)
-        if given is None or given.dtype.kind not in "biu":
-            raise ClickError(
-                f"point_labels are {_shown(labels)}, not integers; pass 1 for each click, shaped {points.shape[:-1]}"
-            )
-        if given.shape != points.shape[:-1]:
-            raise ClickError(f"point_labels have shape {given.shape}; the clicks ask for {points.shape[:-1]}")
-        if not (given == 1).all():
-            bad = sorted({int(v) for v in given[given != 1]})[:8]
-            raise ClickError(
-                f"point_labels hold {bad}; only 1 (a click on the object) is supported, negative clicks are not yet"
-            )
-    batched = points.ndim == 3
-    return [torch.from_numpy(p.copy()) for p in (points if batched else points[None])], batched
-
-
-def _array(values: Any) -> np.ndarray | None:
-    """As an array of whatever type; None for ragged lists and what NumPy cannot hold."""
-    try:
-        return np.asarray(values)
-    except (TypeError, ValueError, RuntimeError):
-        return None
-
-
-def _numbers(values: Any) -> np.ndarray | None:
-    """Real numbers as float64, integers too large for it as infinity; None for anything else (text, None, ragged)."""
-    raw = _array(values)
-    if raw is None or raw.dtype.kind not in "iufO":
-        return None
-    if raw.dtype.kind != "O":
-        return raw.astype(np.float64)
-    if not all(isinstance(value, Real) for value in raw.flat):
-        return None
-    return np.array([_saturated(value) for value in raw.flat]).reshape(raw.shape)
-
-
-def _saturated(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # Python refuses to print very large integers
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
