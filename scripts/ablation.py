@@ -9,6 +9,7 @@ objects of the held-back photos. Rows whose views are alike share their cached p
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -76,8 +77,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="figures of all rows")
     args = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
-    for number, (name, overrides) in enumerate(read_rows(args.rows).items()):
-        folder = args.out / f"row{number}"
+    for name, overrides in read_rows(args.rows).items():
+        # By what it changes: rows may be renamed or reordered between two calls.
+        folder = args.out / hashlib.sha256(repr(overrides).encode()).hexdigest()[:10]
         done = folder / "row.json"
         if not done.exists():
             result = run_row(args.config, overrides, folder, args.out / "cache")

@@ -1,6 +1,6 @@
 """One sheet of clicks on the bundled photos, as the checkpoint answers them: right and wrong, chosen before it was run.
 
-    python scripts/clicks_sheet.py docs/clicks.jpg [--checkpoint F] [--zoom auto]
+python scripts/clicks_sheet.py docs/clicks.jpg [--checkpoint F] [--zoom auto]
 """
 
 from __future__ import annotations

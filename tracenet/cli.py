@@ -273,7 +273,7 @@ def train(
     except ModuleNotFoundError as error:
         raise InputError(f"training needs {error.name}; install it with pip install 'tracenet[train]'") from error
     settings = load_config(config, overrides or [])
-    with processes(settings.run.device) as ranks:
+    with processes("cpu" if settings.run.task == "cached" else settings.run.device) as ranks:
         checkpoint = train_run(settings, out, ranks)
         if ranks.first:
             print(checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,31 @@ def test_frozen_layers_do_not_move(tmp_path: Path, configured: Configured) -> No
     assert not any("running" in k or ".bn" in k for k in moved)
     assert any(k.startswith("backbone.layer4") for k in moved)
     assert any(k.startswith("heads.theta") for k in moved)
+
+
+def test_statistics_move_alike_in_all_processes(tmp_path: Path, configured: Configured) -> None:
+    """Two processes, one after the other here: what each met is applied by both, in the same order."""
+    gathered: list[object] = []
+
+    @dataclass(frozen=True)
+    class Two(Ranks):
+        def gather(self, item: object) -> list[object]:  # type: ignore[override]
+            return [item, *gathered] if self.rank == 0 else [*gathered, item]
+
+    config = configured("cached", run={"images_per_step": 1})
+    engines = [engine_of(config, tmp_path) for _ in range(2)]
+    for rank, engine in enumerate(engines):
+        task = engine.task
+        assert isinstance(task, CachedTask)
+        task.gradients(rank, 1.0)  # different steps stand in for different samples
+        task.ranks = Two(rank, 2)
+    seen = [[[(t.norms[id(n)], m, v) for n, m, v in one.seen] for one in t.moments] for t in (e.task for e in engines)]
+    for engine, other in zip(engines, (1, 0), strict=True):
+        gathered[:] = [seen[other]]
+        engine.task.after_step(1)
+    first, second = (e.model.state_dict() for e in engines)
+    moved = [k for k in first if k.endswith("running_var") and "heads" in k]
+    assert all(torch.equal(first[k], second[k]) for k in moved)
 
 
 def test_cached_views_are_read_back_bit_for_bit(tmp_path: Path, photos: Path) -> None:

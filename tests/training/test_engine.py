@@ -32,8 +32,8 @@ class Line(nn.Module):
 class LineTask:
     """Draws by step alone; ``broken`` steps give NaN."""
 
-    def __init__(self, model: Line, broken: int = -1) -> None:
-        self.model, self.broken, self.prepared = model, broken, 0
+    def __init__(self, model: Line, broken: int = -1, every: bool = False) -> None:
+        self.model, self.broken, self.every, self.prepared = model, broken, every, 0
 
     def prepare(self) -> None:
         self.prepared += 1
@@ -41,7 +41,7 @@ class LineTask:
     def gradients(self, step: int, scale: float) -> dict[str, float]:
         x = torch.randn(3, generator=torch.Generator().manual_seed(step))
         loss = (self.model.w @ x + self.model.b - x).square().sum()
-        if step == self.broken:
+        if step == self.broken or self.every:
             loss = loss * float("nan")
         (loss * scale).backward()
         return {"loss": float(loss.detach())}
@@ -50,9 +50,15 @@ class LineTask:
         pass
 
 
-def engine(configured: Configured, steps: int = 12, broken: int = -1, **tables: dict[str, object]) -> Engine:
+def engine(
+    configured: Configured,
+    steps: int = 12,
+    broken: int = -1,
+    run_precision: str = "fp32",
+    **tables: dict[str, object],
+) -> Engine:
     model = Line()
-    config = configured("network", run={"steps": steps, "save_minutes": 0.0}, **tables)
+    config = configured("network", run={"steps": steps, "save_minutes": 0.0, "precision": run_precision}, **tables)
     return Engine(model, LineTask(model, broken), config, ALONE)  # type: ignore[arg-type]
 
 
@@ -87,6 +93,34 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, configured: Co
 def _folder(path: Path) -> Path:
     path.mkdir()
     return path
+
+
+def test_half_precision_scales_its_losses_and_resumes(tmp_path: Path, configured: Configured) -> None:
+    whole = engine(configured, run_precision="fp16")
+    assert whole.scaler.is_enabled()
+    fit(whole, _folder(tmp_path / "a"))
+    half = engine(configured, 6, run_precision="fp16")
+    fit(half, _folder(tmp_path / "b"))
+    resumed = engine(configured, run_precision="fp16")
+    fit(resumed, tmp_path / "b")
+    assert resumed.scaler.get_scale() == whole.scaler.get_scale() == 65536
+    assert resumed.step == whole.step == 12
+
+
+def test_half_precision_that_always_overflows_stops(tmp_path: Path, configured: Configured) -> None:
+    model = Line()
+    config = configured("network", run={"steps": 200, "precision": "fp16"})
+    run = Engine(model, LineTask(model, every=True), config, ALONE)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="half precision overflows whatever the scale"):
+        fit(run, tmp_path)
+    for line in (tmp_path / LOG).read_text().splitlines():
+        assert "NaN" not in line and "Infinity" not in line
+
+
+def test_a_log_without_a_state_is_begun_anew(tmp_path: Path, configured: Configured) -> None:
+    (tmp_path / LOG).write_text('{"loss": 1.0, "step": 1}\n{"loss": 1.0, "st')  # killed before the first checkpoint
+    fit(engine(configured, 2), tmp_path)
+    assert [json.loads(line)["step"] for line in (tmp_path / LOG).read_text().splitlines()] == [1, 2]
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path: Path, configured: Configured) -> None:

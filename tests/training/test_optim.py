@@ -64,6 +64,13 @@ def test_average_follows_and_stands_in_for_parameters() -> None:
     assert torch.equal(average.values[0], start)  # only every few steps
     average.update(1000 * AVERAGE_EVERY)
     torch.testing.assert_close(average.values[0], start + 1 - 0.9**AVERAGE_EVERY)
+    none = Average([layer.weight], 0.0)
+    with torch.no_grad():
+        layer.weight += 1
+    none.update(7)
+    assert torch.equal(none.values[0], layer.weight)  # without an average, the weights themselves
+    average.update(1000 * AVERAGE_EVERY + 2, last=True)
+    assert not torch.equal(average.values[0], start + 1 - 0.9**AVERAGE_EVERY)  # brought up to date at the end
     state = average.state_of(layer)
     assert torch.equal(state["weight"], average.values[0])
     assert torch.equal(state["bias"], layer.bias)

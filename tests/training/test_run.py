@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,13 @@ def test_a_run_leaves_a_checkpoint_that_predicts(tmp_path: Path, configured: Con
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
     assert json.loads((tmp_path / "config.json").read_text())["run"]["steps"] == 2
 
-    with pytest.raises(InputError, match="holds a run with other data"):
-        train(configured("cached", run={"steps": 2}, data={"weight": 2.0}), tmp_path, ALONE)
+    for tables, changed in (
+        ({"data": {"weight": 2.0}}, r"\[data\]"),
+        ({"optimizer": {"name": "sgd"}}, r"\[optimizer\] name"),
+        ({"run": {"steps": 2, "seed": 9}}, r"\[run\] seed"),
+    ):
+        with pytest.raises(InputError, match=f"holds a run with other {changed}"):
+            train(configured("cached", **{"data": {"hold_out": 1}, "run": {"steps": 2}, **tables}), tmp_path, ALONE)
 
 
 def test_held_back_photos_leave_training(tmp_path: Path, configured: Configured) -> None:
@@ -55,6 +62,27 @@ def test_held_back_photos_leave_training(tmp_path: Path, configured: Configured)
     assert held_out([3, 5, 8, 9, 11], 2) == {3, 8}
     with pytest.raises(InputError, match="hold_out = 4 of 4 photos leaves none"):
         open_data(configured("cached", data={"hold_out": 4}), tmp_path, ALONE)
+
+
+def test_held_back_photos_do_not_come_in_through_another_entry(
+    tmp_path: Path, photos: Path, configured: Configured
+) -> None:
+    config = configured("cached", data={"hold_out": 2})
+    both = replace(config, data=(*config.data, replace(config.data[0], name="again", hold_out=0)))
+    data = open_data(both, tmp_path, ALONE)
+    assert [{r.id for r in source.dataset} for source in data.train] == [{1, 3}, {1, 3}]
+
+
+def test_bad_photos_are_left_out_and_listed(tmp_path: Path, photos: Path, configured: Configured) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    for name in ("0.png", "1.png"):  # of those held back, and of the others
+        (folder / name).write_bytes((folder / name).read_bytes()[:200])
+    table = {"images": str(folder), "annotations": str(folder / "a.json"), "hold_out": 2, "skip_bad": True}
+    out = tmp_path / "out"
+    train(configured("cached", run={"steps": 2}, data=table), out, ALONE)
+    problems = (out / "problems.txt").read_text()
+    assert "0.png" in problems and "1.png" in problems
 
 
 def test_proposals_join_the_photos_they_are_on(tmp_path: Path, photos: Path, configured: Configured) -> None:
@@ -118,7 +146,8 @@ def test_two_processes_train_what_one_does(tmp_path: Path, photos: Path, backbon
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors.decode()[-2000:]
     one, two = (load_checkpoint(tmp_path / name / FINAL)[0].state_dict() for name in ("one", "two"))
-    assert not any(key.endswith("running_mean") and torch.equal(v, torch.zeros_like(v)) for key, v in two.items())
+    moved = [v for k, v in two.items() if k.startswith("heads.") and k.endswith("running_mean")]
+    assert moved and not any(torch.equal(v, torch.zeros_like(v)) for v in moved)
     for key, value in one.items():
         if key.endswith("num_batches_tracked"):
             continue  # counted by one process's BatchNorm, not by the synchronised one

@@ -27,10 +27,10 @@ from tracenet.models.fpn import LEVELS
 from tracenet.models.mask import MaskBranch, PlainMaskBranch
 from tracenet.models.resnet import Bottleneck
 from tracenet.training.click_objective import ClickTargets, ViewLosses, click_losses, view_losses
-from tracenet.training.config import TrainConfig
+from tracenet.training.config import TrainConfig, source_name
 from tracenet.training.feature_cache import CachedView, FeatureCache
 from tracenet.training.windows import Moments, block_forward, fold, heads_at
-from tracenet_kernels.errors import InputError
+from tracenet_kernels.errors import ImageError, InputError
 from tracenet_kernels.ops import aligned_bilinear
 
 FROZEN_STAGES = 4
@@ -148,6 +148,8 @@ class CachedTask:
         self.pool = ThreadPoolExecutor(max(1, config.run.workers), initializer=torch.set_num_threads, initargs=(1,))
         self.drawn: tuple[int, list[Future[list[CachedView]]]] = (-1, [])
         self.moments: list[Moments] = []
+        self.norm_layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.norms = {id(m): k for k, m in enumerate(self.norm_layers)}
 
     def draw(self, rng: np.random.Generator) -> list[CachedView]:
         """Views of a random photo with at least one object in it: one, or a pair for the zoom pyramid."""
@@ -159,7 +161,11 @@ class CachedTask:
             number = int(rng.integers(most))
             paired = number < round(clicks.zoom_pairs * most)
             scales = (1.0, clicks.zoom_factor) if paired else (1.0,)
-            views = self.cache.get(source.name, source.dataset, record, number, scales)
+            try:
+                views = self.cache.get(source.name, source.dataset, record, number, scales)
+            except ImageError as error:
+                source.dataset.refuse("image", record.id, f"cannot be used: {error}", ImageError)
+                continue
             if len(views[0].sample):
                 return views
         raise InputError(
@@ -236,16 +242,24 @@ class CachedTask:
             # Statistics must not change while another sample's gradients still depend on them.
             self.moments.append(moments)
             for parameter, gradient in zip(self.trained, gradients, strict=True):
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                if gradient is None:
+                    continue
+                if parameter.grad is None:
+                    # Fused optimisers read a gradient by its parameter's layout.
+                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
+                else:
+                    parameter.grad.add_(gradient)
             for name, value in values.items():
                 log[name] = log.get(name, 0.0) + value / self.count
         self.ranks.average_gradients(self.trained)
         return log
 
     def after_step(self, step: int) -> None:
-        for moments in self.moments:
-            moments.apply(self.config.norm.momentum)
+        """Move the stored statistics by what all processes met, in order of rank, so that they stay the same on all."""
+        seen = [[(self.norms[id(norm)], mean, var) for norm, mean, var in moments.seen] for moments in self.moments]
+        for found in self.ranks.gather(seen):
+            for one in found:
+                Moments([(self.norm_layers[k], mean, var) for k, mean, var in one]).apply(self.config.norm.momentum)
         self.moments.clear()
 
 
@@ -273,10 +287,13 @@ def check_config(config: TrainConfig) -> None:
 
 
 def fingerprint(model: TraceNet, config: TrainConfig) -> str:
-    """Name for all that cached planes depend on: frozen weights, precision, seed, augmentation and what is proposed."""
-    plain = [config.run.precision, config.run.seed, asdict(config.augmentation)]
-    plain += [entry.proposals for entry in config.data if config.teacher.enabled]
+    """Name for all that cached views depend on: frozen weights, precision, seed, augmentation, annotations, teacher."""
+    plain = [config.run.precision, config.run.seed, asdict(config.augmentation), asdict(config.teacher)]
     digest = hashlib.sha256(repr(plain).encode())
+    for entry in config.data:
+        digest.update(repr((source_name(entry), entry.images, entry.hold_out)).encode())
+        for path in (entry.annotations, entry.proposals if config.teacher.enabled else ""):
+            digest.update(Path(path).read_bytes() if path else b"")
     for name, value in model.backbone.state_dict().items():
         if not name.startswith("layer4") and not name.endswith("num_batches_tracked"):
             digest.update(value.float().contiguous().numpy().tobytes())

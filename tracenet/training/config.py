@@ -303,6 +303,8 @@ class TeacherTable:
     settings: TeacherSettings = field(default_factory=TeacherSettings)
 
     def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise InputError(f"[teacher] weight = {self.weight}; it must be positive, enabled = false turns it off")
         if bool(self.encoder) != bool(self.decoder):
             raise InputError("[teacher] encoder and decoder are the two halves of one model; give both or neither")
 
@@ -341,6 +343,13 @@ class TrainConfig:
             raise InputError(
                 f"[model] num_classes = {self.model.num_classes} needs [objective] detection = 'fcos'; "
                 "scores learned at clicks know no classes"
+            )
+        if self.model.anchor_offset == "zero" and self.objective.detection == "fcos":
+            raise InputError("[model] anchor_offset = 'zero' cannot be trained with detection = 'fcos'; use 'half'")
+        if self.model.mask_order != "upsample_logits":
+            raise InputError(
+                f"[model] mask_order = {self.model.mask_order!r}: masks are trained as upsampled logits; use "
+                "'upsample_logits'"
             )
         if self.model.mask_branch == "none":
             raise InputError("[model] mask_branch = 'none' predicts no masks; train 'condinst' or 'p3'")

@@ -1,8 +1,9 @@
 """The detector's objective: score, box, centerness at every cell, masks at the cells FCOS assigns.
 
-Conventions: FCOS (arXiv 1904.01355) and CondInst (arXiv 2003.05664). Cells assigned to an object of no known class (a
-teacher's proposal) and background cells on a crowd learn nothing: neither that there is an object nor that there is
-none.
+Conventions: FCOS (arXiv 1904.01355) and CondInst (arXiv 2003.05664), with these differences: masks are compared at
+stride 2 (CondInst: 4), dice is smoothed by 1 and averaged over images, not over all masks of a batch. Cells assigned to
+an object of no known class (a teacher's proposal) and background cells on a crowd learn nothing: neither that there is
+an object nor that there is none.
 """
 
 from __future__ import annotations

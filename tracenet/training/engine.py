@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from tracenet_kernels.errors import CheckpointError, InputError
 
 STATE = "state.pt"
 LOG = "log.jsonl"
+LEAST_SCALE = 2.0**-10
+"""Of half precision's losses: halved at every overflow, it only gets here when every step overflows."""
 
 
 class Task(Protocol):
@@ -71,7 +74,14 @@ class Engine:
         rate = rate_at(self.step, config.run.steps, config.optimizer.lr, config.schedule)
         set_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        log = self.task.gradients(self.step, self.scaler.get_scale() if self.scaler.is_enabled() else 1.0)
+        # scale(), unlike get_scale(), also makes the scaler's state; without half precision it gives 1.
+        scale = float(self.scaler.scale(torch.ones((), device=self.ranks.device)))
+        if scale < LEAST_SCALE:
+            raise InputError(
+                f"step {self.step}: half precision overflows whatever the scale ({scale:g}); lower the learning rate "
+                f"{rate:g} or use [run] precision = 'bf16'"
+            )
+        log = self.task.gradients(self.step, scale)
         self.scaler.unscale_(self.optimizer)
         with_gradient = [p for p in self.trained if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(with_gradient, config.optimizer.clip or float("inf"))
@@ -83,7 +93,7 @@ class Engine:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        self.average.update(self.step)
+        self.average.update(self.step, last=self.step == config.run.steps)
         self.task.after_step(self.step)
         return {**log, "grad_norm": float(norm), "lr": rate}
 
@@ -161,9 +171,10 @@ def fit(engine: Engine, out: Path, each_step: Callable[[int], None] = lambda ste
     state = out / STATE
     if state.exists():
         engine.restore(state)
-        _cut_log(out / LOG, engine.step)
     else:
         engine.task.prepare()
+    if first:
+        _cut_log(out / LOG, engine.step)
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
     recent: list[dict[str, float]] = []
     saved = started = time.monotonic()
@@ -176,7 +187,7 @@ def fit(engine: Engine, out: Path, each_step: Callable[[int], None] = lambda ste
                 mean["step"], mean["seconds_per_step"] = engine.step, (time.monotonic() - started) / len(recent)
                 _append(out / LOG, json.dumps({k: round(v, 6) for k, v in mean.items()}) + "\n")
                 recent, started = [], time.monotonic()
-                progress.update(bar, description=f"loss {mean['loss']:.3f}")
+                progress.update(bar, description=f"loss {mean.get('loss', math.nan):.3f}")
             progress.update(bar, completed=engine.step)
             each_step(engine.step)
             if first and time.monotonic() - saved > run.save_minutes * 60:
@@ -187,9 +198,13 @@ def fit(engine: Engine, out: Path, each_step: Callable[[int], None] = lambda ste
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of every figure over the rows that have it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: sum(r[name] for r in rows if name in r) / sum(name in r for r in rows) for name in names}
+    """Mean of every figure over the rows in which it is finite: half precision's first steps may overflow."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if math.isfinite(value):
+                values.setdefault(name, []).append(value)
+    return {name: sum(some) / len(some) for name, some in values.items()}
 
 
 def _append(path: Path, line: str) -> None:

@@ -213,11 +213,12 @@ class NetworkObjective(nn.Module):
             if not views:
                 continue
             values = click_losses(views)
-            if dense:  # the detector learns these at every cell
-                for name in ("score", "centerness", "box"):
+            if dense:  # learned by the detector
+                for name in ("score", "centerness"):
                     del values[name]
             if self.table.masks == "assigned":
-                for name in ("dice", "bce"):
+                # Boxes are kept where masks are learned: the predictor cuts a click's mask by its own cell's box.
+                for name in ("dice", "bce", "box"):
                     del values[name]
             totals.append(objective.total(values))
             logged.append(values)

@@ -82,10 +82,11 @@ class Average:
         self.values = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Call after every optimiser step with the number of steps done."""
-        if step % AVERAGE_EVERY == 0:
-            decay = min(self.decay, step / (step + 10)) ** AVERAGE_EVERY
+    def update(self, step: int, last: bool = False) -> None:
+        """Call after every optimiser step with the number of steps done; ``last`` brings it up to date."""
+        if self.decay == 0 or last or step % AVERAGE_EVERY == 0:
+            since = step % AVERAGE_EVERY or AVERAGE_EVERY
+            decay = min(self.decay, step / (step + 10)) ** since
             torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
 
     def state_of(self, model: nn.Module) -> dict[str, Tensor]:

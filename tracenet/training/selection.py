@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from tracenet.data import CocoDataset, deepest_interior_point
+from tracenet.distributed import Ranks
 from tracenet.evaluation.full_network import segment_clicks
+from tracenet.evaluation.metrics import HIT
 from tracenet.files import save_text
 from tracenet.inference import PredictorSettings
 from tracenet.models import TraceNet, TraceNetConfig
@@ -51,27 +53,33 @@ class OneClick:
     objects: int
 
 
-def one_click(model: TraceNet, settings: PredictorSettings, datasets: Sequence[CocoDataset]) -> OneClick:
-    """Click every object of ``datasets`` once.
+def one_click(
+    model: TraceNet, settings: PredictorSettings, datasets: Sequence[CocoDataset], ranks: Ranks | None = None
+) -> OneClick:
+    """Click every object of ``datasets`` once; processes share the photos, and all return the same.
 
     Raises:
+        ImageError: a photo cannot be used and its dataset does not skip such.
         InputError: there is no object.
     """
-    overlaps, unions = [], []
-    for dataset in datasets:
-        for record in dataset.records:
-            truths = [mask for _, mask in dataset.masks(record)]
-            if not truths:
-                continue
-            points = torch.tensor([deepest_interior_point(mask) for mask in truths], dtype=torch.float32)
-            found = segment_clicks(model, settings, dataset.image(record), points)
-            for truth, (mask, _, _) in zip(truths, found, strict=True):
-                overlaps.append(int((mask & truth).sum()))
-                unions.append(int((mask | truth).sum()))
-    if not overlaps:
+    ranks = ranks or Ranks()
+    pixels: list[tuple[int, int]] = []
+    for dataset, record in ranks.share([(d, r) for d in datasets for r in d.records]):
+        truths = [mask for _, mask in dataset.masks(record)]
+        photo = dataset.usable_image(record) if truths else None
+        if photo is None:
+            continue
+        points = torch.tensor([deepest_interior_point(mask) for mask in truths], dtype=torch.float32)
+        for truth, (mask, _, _) in zip(truths, segment_clicks(model, settings, photo, points), strict=True):
+            pixels.append((int((mask & truth).sum()), int((mask | truth).sum())))
+    everything = np.array([pair for part in ranks.gather(pixels) for pair in part])
+    if not len(everything):
         raise InputError("the held-back photos show no usable object; hold back more")
-    ious = np.array(overlaps) / np.array(unions)
-    return OneClick(float(ious.mean()), sum(overlaps) / sum(unions), float((ious >= 0.7).mean()), len(ious))
+    overlaps, unions = everything.T
+    ious = overlaps / unions
+    return OneClick(
+        float(ious.mean()), float(overlaps.sum() / unions.sum()), float((ious >= HIT).mean()), len(everything)
+    )
 
 
 class Selection:
@@ -83,6 +91,7 @@ class Selection:
         datasets: the held-back photos.
         out: folder of the run; ``selection.jsonl`` there has a row for each reading.
         int8: store weights as int8.
+        ranks: processes that share the photos; all call :meth:`read`, the first writes.
     """
 
     def __init__(
@@ -92,8 +101,10 @@ class Selection:
         datasets: Sequence[CocoDataset],
         out: Path,
         int8: bool,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config, self.settings, self.datasets, self.out, self.int8 = config, settings, list(datasets), out, int8
+        self.ranks = ranks or Ranks()
 
     def rows(self, before: int | None = None) -> list[dict[str, float]]:
         """Readings so far, in order; those of steps after ``before`` are left out."""
@@ -109,7 +120,9 @@ class Selection:
         model.load_state_dict(state)
         # NHWC is the faster layout for convolutions; torch leaves this overload untyped.
         model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        result = one_click(model, self.settings, self.datasets)
+        result = one_click(model, self.settings, self.datasets, self.ranks)
+        if not self.ranks.first:
+            return result
         before = [row for row in self.rows(step) if row["step"] != step]
         if result.mean > max((row["mean"] for row in before), default=-1.0):
             save_checkpoint(model, self.out / BEST, predictor=self.settings, quantize=self.int8)

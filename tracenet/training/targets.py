@@ -150,7 +150,9 @@ def centres_of_mass(masks: Tensor, stride: int) -> Tensor:
 def level_targets(boxes: Tensor, sharpness: float = 2.0) -> Tensor:
     """Soft level assignment ``[N, 5]`` of boxes ``[N, 4]``: ``softmax_l(-sharpness * (l - t)^2)`` over P3..P7.
 
-    ``t = 4 + log2(max(w, h) / 90.5)`` clamped to [3, 7], so that FCOS's ranges 64/128/256/512 fall between levels.
+    ``t = 4 + log2(max(w, h) / 90.5)`` clamped to [3, 7]: sides of 64, 128, 256 and 512 fall between levels. That is one
+    to two levels coarser than FCOS's assignment, whose ranges bound the largest distance to a side: a click may lie
+    anywhere in the object, and a coarser cell sees more of it.
     """
     size = (boxes[:, 2:] - boxes[:, :2]).amax(1).clamp(min=1)
     t = (4 + torch.log2(size / 90.5)).clamp(3, 7)
