@@ -5,8 +5,9 @@ Sample ``index`` of ``step`` depends on (seed, step, index) alone: not on who ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from tracenet.data.augment import Augmentation
 from tracenet.data.coco import CocoDataset, ImageRecord, Instance
 from tracenet.data.samples import MAX_INSTANCES, UNKNOWN_CLASS, TrainingSample, make_samples
 from tracenet_kernels.errors import ImageError, InputError
+
+T = TypeVar("T")
 
 ATTEMPTS = 50
 """Views in a row without a usable object after which something must be wrong with the data."""
@@ -127,41 +130,58 @@ class Mixture:
         """
         rng = np.random.default_rng([self.seed, step, index])
         scales = (1.0, self.pair_factor) if self.pair_share and rng.random() < self.pair_share else (1.0,)
-        for _ in range(ATTEMPTS):
-            source, record = self._draw(rng)
+
+        def make(number: int, record: ImageRecord) -> list[TrainingSample] | None:
+            source = self.sources[number]
             partner = None
             if self.augmentation.copy_paste:
                 other, other_record = self._draw(rng)
-                partner = other.dataset, other_record
+                partner = self.sources[other].dataset, other_record
+            samples = make_samples(
+                source.dataset,
+                record,
+                rng,
+                self.augmentation,
+                scales,
+                partner,
+                self._class_index,
+                source.name,
+                self.max_instances,
+            )
+            return samples if len(samples[0]) else None
+
+        return self.usable(rng, make)
+
+    def usable(self, rng: np.random.Generator, make: Callable[[int, ImageRecord], T | None]) -> T:
+        """What ``make`` makes of a random photo, given the number of its source and its record.
+
+        Where it makes None, and where the photo cannot be used and its dataset skips such, another photo is drawn.
+
+        Raises:
+            ImageError, InputError: as :meth:`sample`.
+        """
+        for _ in range(ATTEMPTS):
+            number, record = self._draw(rng)
+            dataset = self.sources[number].dataset
             try:
-                samples = make_samples(
-                    source.dataset,
-                    record,
-                    rng,
-                    self.augmentation,
-                    scales,
-                    partner,
-                    self._class_index,
-                    source.name,
-                    self.max_instances,
-                )
+                made = make(number, record)
             except ImageError as error:
-                if source.dataset.on_error == "raise":
+                if dataset.on_error == "raise":
                     raise
-                source.dataset.refuse("image", record.id, f"cannot be used: {error}")
+                dataset.refuse("image", record.id, f"cannot be used: {error}")
                 continue
-            if len(samples[0]):
-                return samples
+            if made is not None:
+                return made
         raise InputError(
             f"{ATTEMPTS} views in a row of {', '.join(source.name for source in self.sources)} show no usable object; "
             "check the annotations with python -m tracenet.data.check, or augment less"
         )
 
-    def _draw(self, rng: np.random.Generator) -> tuple[Source, ImageRecord]:
+    def _draw(self, rng: np.random.Generator) -> tuple[int, ImageRecord]:
+        """The number of a source, and one of its photos."""
         number = int(np.searchsorted(self._source_ends[:-1], rng.random(), side="right"))
         ends = self._image_ends[number]
-        source = self.sources[number]
-        return source, source.dataset.records[int(np.searchsorted(ends[:-1], rng.random(), side="right"))]
+        return number, self.sources[number].dataset.records[int(np.searchsorted(ends[:-1], rng.random(), side="right"))]
 
     def _class_index(self, dataset: CocoDataset, instance: Instance) -> int:
         if self.classes is None:

@@ -75,6 +75,10 @@ class TrainingSample:
     def __len__(self) -> int:
         return len(self.masks)
 
+    def loss_weights(self, proposal_weight: float) -> Tensor:
+        """``[n]`` weights of the objects' losses: 1 for true masks, ``proposal_weight`` times the score for others."""
+        return torch.where(self.proposal, self.weight * proposal_weight, torch.ones_like(self.weight))
+
 
 @dataclass(frozen=True)
 class VisibleInstance:

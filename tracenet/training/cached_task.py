@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tracenet.data import ImageRecord
 from tracenet.data.clicks import training_clicks
-from tracenet.data.mixture import Source
+from tracenet.data.mixture import Mixture, Source
 from tracenet.distributed import Ranks
 from tracenet.inference import normalise
 from tracenet.models import TraceNet
@@ -30,13 +31,12 @@ from tracenet.training.click_objective import ClickTargets, ViewLosses, click_lo
 from tracenet.training.config import TrainConfig, source_name
 from tracenet.training.feature_cache import CachedView, FeatureCache
 from tracenet.training.windows import Moments, block_forward, fold, heads_at
-from tracenet_kernels.errors import ImageError, InputError
+from tracenet_kernels.errors import InputError
 from tracenet_kernels.ops import aligned_bilinear
 
 FROZEN_STAGES = 4
 """Stem and stages 2-4, whose output is cached."""
 CALIBRATION_VIEWS = 8
-ATTEMPTS = 50
 
 
 def frozen_planes(model: TraceNet, bf16: bool) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -139,10 +139,7 @@ class CachedTask:
         self, model: TraceNet, config: TrainConfig, sources: Sequence[Source], cache: FeatureCache, ranks: Ranks
     ) -> None:
         self.model, self.config, self.cache, self.ranks = model, config, cache, ranks
-        self.sources = list(sources)
-        weights = np.array([source.weight for source in sources])
-        self.source_chances = weights / weights.sum()
-        self.image_chances = [w / w.sum() for w in (source.image_weights() for source in sources)]
+        self.mixture = Mixture(sources, config.augmentation, config.run.seed)
         self.count = ranks.even_share(config.run.images_per_step, "[run] images_per_step")
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.pool = ThreadPoolExecutor(max(1, config.run.workers), initializer=torch.set_num_threads, initargs=(1,))
@@ -154,24 +151,16 @@ class CachedTask:
     def draw(self, rng: np.random.Generator) -> list[CachedView]:
         """Views of a random photo with at least one object in it: one, or a pair for the zoom pyramid."""
         clicks = self.config.clicks
-        for _ in range(ATTEMPTS):
-            k = rng.choice(len(self.sources), p=self.source_chances)
-            source, most = self.sources[k], self.config.data[k].views
-            record = source.dataset.records[rng.choice(len(source.dataset), p=self.image_chances[k])]
+
+        def make(k: int, record: ImageRecord) -> list[CachedView] | None:
+            source, most = self.mixture.sources[k], self.config.data[k].views
             number = int(rng.integers(most))
             paired = number < round(clicks.zoom_pairs * most)
             scales = (1.0, clicks.zoom_factor) if paired else (1.0,)
-            try:
-                views = self.cache.get(source.name, source.dataset, record, number, scales)
-            except ImageError as error:
-                source.dataset.refuse("image", record.id, f"cannot be used: {error}", ImageError)
-                continue
-            if len(views[0].sample):
-                return views
-        raise InputError(
-            f"{ATTEMPTS} views in a row of {', '.join(source.name for source in self.sources)} show no usable object; "
-            "check the annotations with python -m tracenet.data.check, or augment less"
-        )
+            views = self.cache.get(source.name, source.dataset, record, number, scales)
+            return views if len(views[0].sample) else None
+
+        return self.mixture.usable(rng, make)
 
     def prepare(self) -> None:
         """Measure BatchNorm statistics on the first views, unless the run starts from a trained network."""
@@ -205,9 +194,7 @@ class CachedTask:
         model, sample, objective = self.model, view.sample, self.config.objective.clicks
         assert model.mask_branch is not None
         bf16 = self.config.run.precision == "bf16"
-        weight = torch.where(
-            sample.proposal, sample.weight * self.config.teacher.weight, torch.ones_like(sample.weight)
-        )
+        weight = sample.loss_weights(self.config.teacher.weight)
         targets = ClickTargets(
             points, sample.masks[instance].float() / 255, sample.boxes[instance], full, weight[instance]
         )

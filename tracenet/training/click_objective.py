@@ -66,8 +66,7 @@ class ClickObjective:
 
     def total(self, values: dict[str, Tensor]) -> Tensor:
         """Weighted sum of those of ``values`` that are losses."""
-        parts = [getattr(self, k) * v for k, v in values.items() if k in TERMS]
-        return torch.stack(parts).sum()
+        return losses.weighted_sum(self, values, TERMS)
 
 
 TERMS = ("dice", "bce", "box", "score", "centerness", "level", "choice")

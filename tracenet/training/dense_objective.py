@@ -75,7 +75,7 @@ class DenseObjective:
 
     def total(self, values: dict[str, Tensor]) -> Tensor:
         """Weighted sum of those of ``values`` that are losses."""
-        return torch.stack([getattr(self, k) * v for k, v in values.items() if k in TERMS]).sum()
+        return losses.weighted_sum(self, values, TERMS)
 
 
 TERMS = ("score", "box", "centerness", "dice", "bce")

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def weighted_sum(weights: object, values: dict[str, Tensor], terms: Collection[str]) -> Tensor:
+    """Sum of those ``values`` that are among ``terms``, each times the attribute of ``weights`` of its name."""
+    return torch.stack([getattr(weights, name) * value for name, value in values.items() if name in terms]).sum()
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

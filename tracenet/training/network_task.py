@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +89,7 @@ def make_batch(
         for sample in group:
             images.append(normalise(sample.image, model.config)[0])
             masks = sample.masks.to(device).float() / 255
-            weight = torch.where(sample.proposal, sample.weight * proposal_weight, torch.ones_like(sample.weight))
+            weight = sample.loss_weights(proposal_weight)
             objects = ObjectTargets(
                 sample.boxes.to(device),
                 sample.categories.to(device),
@@ -117,24 +118,21 @@ def make_batch(
     return Batch(batch, views, groups, numbers)
 
 
-def heads_at_clicks(
-    outputs: dict[str, Tensor], image: int, clicks: Tensor, wanted: Tensor, categories: Tensor | None = None
-) -> HeadsAtClicks:
-    """What the one-click losses need of whole planes.
+def heads_at_clicks(outputs: dict[str, Tensor], image: int, clicks: Tensor, wanted: Tensor) -> HeadsAtClicks:
+    """What the one-click losses need of whole planes; of several classes the best one's score.
 
     Args:
         outputs: planes of the network.
         image: index in the batch.
         clicks: ``[N, 2]`` (x, y).
         wanted: ``[N, 5]`` bool, pairs that learn box and mask.
-        categories: ``[N]`` class whose score is taken; the best class's by default.
     """
     logits, level = [], []
     pairs: dict[str, list[Tensor]] = {"reg": [], "ctr": [], "theta": [], "click_of": [], "level_of": []}
     for i, number in enumerate(LEVELS):
         at = cells_of(clicks, number)
         scores = outputs[f"logits{number}"][image][:, at[:, 0], at[:, 1]].float()  # [c, N]
-        logits.append(scores.amax(0) if categories is None else scores.gather(0, categories[None])[0])
+        logits.append(scores.amax(0))
         if f"level{number}" in outputs:
             level.append(outputs[f"level{number}"][image, 0, at[:, 0], at[:, 1]].float())
         index = wanted[:, i].nonzero()[:, 0]
@@ -272,11 +270,9 @@ class NetworkTask:
             table, weight = self.config.clicks, self.config.teacher.weight
             batch = make_batch(piece, self.model, table, weight, own, self.ranks.device)
             last = number == len(pieces) - 1
-            if isinstance(self.objective, DistributedDataParallel) and not last:
-                with self.objective.no_sync():
-                    total, parts = self.objective(batch)
-                    (total * (scale / len(pieces))).backward()
-            else:
+            whole = self.objective
+            # Processes exchange gradients once, after the last piece.
+            with whole.no_sync() if isinstance(whole, DistributedDataParallel) and not last else nullcontext():
                 total, parts = self.objective(batch)
                 (total * (scale / len(pieces))).backward()
             for name, value in {"loss": total, **parts}.items():

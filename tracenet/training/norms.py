@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from tracenet.training.windows import Moments, renorm
+from tracenet.training.windows import Moments, renorm, stored_norm
 
 
 class TrainingNorm(nn.BatchNorm2d):
@@ -25,15 +24,13 @@ class TrainingNorm(nn.BatchNorm2d):
     moments: Moments | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.kind == "frozen" or (self.kind != "sync" and x.numel() == x.shape[1]):
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        if self.kind == "renorm":
-            return renorm(self, x, self.moments)
+        if not self.training or self.kind == "frozen":
+            return stored_norm(self, x)
         if self.kind == "sync" and dist.is_initialized() and dist.get_world_size() > 1:
-            return self._synchronised(x)
+            return self._synchronised(x)  # also of single values: together they have a variance
         if x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)
+            return stored_norm(self, x)
+        return renorm(self, x, self.moments) if self.kind == "renorm" else super().forward(x)
 
     def _synchronised(self, x: Tensor) -> Tensor:
         """Mean and variance over the values of all processes, with gradients through both.

@@ -116,7 +116,6 @@ def assign(
             torch.zeros(count, 4, device=cells.points.device),
         )
     distances = box_distances(cells.points, boxes)  # [L, n, 4]
-    region = boxes
     if radius > 0:
         middle = (boxes[:, :2] + boxes[:, 2:]) / 2 if centres is None else centres
         reach = cells.strides[:, None, None] * radius
@@ -125,7 +124,7 @@ def assign(
         point = cells.points[:, None]
         inside = ((point > low) & (point < high)).all(2)
     else:
-        inside = box_distances(cells.points, region).amin(2) > 0
+        inside = distances.amin(2) > 0
     edges = cells.points.new_tensor([0.0, *limits, torch.inf])
     column = cells.levels - LEVELS[0]
     largest = distances.amax(2)

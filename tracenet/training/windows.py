@@ -50,6 +50,11 @@ class Moments:
             norm.running_var.lerp_(var, momentum)
 
 
+def stored_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """BatchNorm in evaluation mode, whatever mode ``norm`` is in."""
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
 def renorm(norm: nn.Module, x: Tensor, moments: Moments | None) -> Tensor:
     """Batch renormalisation (arXiv 1702.03275): forward with stored statistics, backward as BatchNorm.
 
@@ -61,7 +66,7 @@ def renorm(norm: nn.Module, x: Tensor, moments: Moments | None) -> Tensor:
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
         raise InputError(f"only BatchNorm can be trained at clicks, not {type(norm).__name__}")
     if moments is None or x.numel() == x.shape[1]:  # one value per channel has no variance
-        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+        return stored_norm(norm, x)
     with torch.no_grad():
         var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
         std = torch.sqrt(norm.running_var + norm.eps)
