@@ -46,5 +46,9 @@ class CheckpointError(TraceNetError, ValueError):
     """A checkpoint is truncated, foreign, or does not match the model."""
 
 
+class ScheduleError(TraceNetError, ValueError):
+    """A stored schedule is truncated, foreign, of another version or inconsistent."""
+
+
 class BackendError(TraceNetError, RuntimeError):
     """A backend was asked for explicitly and is not available."""

@@ -1,0 +1,6 @@
+// The parts of tracenet_kernels._C, one file each.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+void bind_windows(pybind11::module_& module);
