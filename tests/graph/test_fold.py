@@ -1,4 +1,4 @@
-"""BatchNorm folding: same values, fewer nodes, and only where nobody else sees the convolution."""
+"""BatchNorm folding: same values, fewer nodes, and only where nobody else sees the convolution or its weight."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ class Net(nn.Module):
         (lambda net, x: net.norm(torch.relu(net.conv(x))), 0),
         (lambda net, x: net.norm(x), 0),
         (lambda net, x: net.other(net.norm(net.conv(x))), 1),
-        (lambda net, x: net.norm(net.conv(x)) + net.other(net.conv(x)), 2),
+        (lambda net, x: net.norm(net.conv(x)) + net.other(net.conv(x)), 0),
+        (lambda net, x: net.norm(net.conv(x)) + net.conv(x), 0),
+        (lambda net, x: net.norm(net.conv(x)) + net.norm(net.conv(x)), 2),
         (lambda net, x: (net.norm(net.conv(x)), x), 1),
     ],
 )

@@ -21,7 +21,7 @@ from tracenet_kernels.errors import UnsupportedOpError
 from tracenet_kernels.window import Window
 
 
-class _Pool(Rule):
+class Pool(Rule):
     """Shared by max and average pooling: both slide a kernel."""
 
     dilation_position: int | None = None
@@ -29,13 +29,13 @@ class _Pool(Rule):
     def layout(self, node: Node) -> Layout | None:
         return image_layout(node.shape)
 
-    def _geometry(self, node: Node) -> tuple[tuple[int, int], ...]:
+    def geometry(self, node: Node) -> tuple[tuple[int, int], ...]:
         kernel = pair(node.arg(1, "kernel_size"))
         dilation = (1, 1) if self.dilation_position is None else pair(node.arg(self.dilation_position, "dilation"), 1)
         return kernel, pair(node.arg(2, "stride"), kernel), pair(node.arg(3, "padding"), 0), dilation
 
     def _demand(self, node: Node, window: Window) -> Demand:
-        kernel, stride, padding, dilation = self._geometry(node)
+        kernel, stride, padding, dilation = self.geometry(node)
         y = sliding_demand(window.y0, window.y1, kernel[0], stride[0], padding[0], dilation[0])
         x = sliding_demand(window.x0, window.x1, kernel[1], stride[1], padding[1], dilation[1])
         return image_demand(node.args[0], Window(*y, *x))
@@ -45,7 +45,7 @@ class _Pool(Rule):
 
 
 @register_rule("aten.max_pool2d", "aten.max_pool2d_with_indices")
-class MaxPool(_Pool):
+class MaxPool(Pool):
     """Maximum over the kernel; indices are not available (they would count in the crop)."""
 
     dilation_position = 4
@@ -56,16 +56,16 @@ class MaxPool(_Pool):
         return super().layout(node)
 
     def run(self, node: Node, window: Window, read: Reader) -> Tensor:
-        kernel, stride, _, dilation = self._geometry(node)
+        kernel, stride, _, dilation = self.geometry(node)
         return F.max_pool2d(read(self._demand(node, window), fill=-math.inf), kernel, stride, 0, dilation)
 
 
 @register_rule("aten.avg_pool2d")
-class AvgPool(_Pool):
+class AvgPool(Pool):
     """Mean over the kernel, with every divisor convention of the operator."""
 
     def run(self, node: Node, window: Window, read: Reader) -> Tensor:
-        kernel, stride, padding, _ = self._geometry(node)
+        kernel, stride, padding, _ = self.geometry(node)
         sums = F.avg_pool2d(read(self._demand(node, window), fill=0.0), kernel, stride, divisor_override=1)
         divisor = node.arg(6, "divisor_override")
         if divisor is not None:

@@ -57,7 +57,7 @@ def _ratio(length: int, out: int, scale: float | None, real: Real) -> np.floatin
     return real(1.0 / scale) if scale is not None and scale > 0 else real(length) / real(out)
 
 
-def _corner_ratio(length: int, out: int, scale: float | None, align_corners: bool, real: Real) -> np.floating:
+def corner_ratio(length: int, out: int, scale: float | None, align_corners: bool, real: Real) -> np.floating:
     if align_corners:
         return real(length - 1) / real(out - 1) if out > 1 else real(0)
     return _ratio(length, out, scale, real)
@@ -90,7 +90,7 @@ def nearest_exact_taps(length: int, out: int, scale: float | None, small: bool =
 
 
 def _source(length: int, out: int, scale: float | None, align_corners: bool, real: Real) -> np.ndarray:
-    ratio = _corner_ratio(length, out, scale, align_corners, real)
+    ratio = corner_ratio(length, out, scale, align_corners, real)
     i = np.arange(out, dtype=real)
     return i * ratio if align_corners else (i + real(0.5)) * ratio - real(0.5)
 
@@ -132,7 +132,7 @@ def antialias_taps(
     """
     if out == length:
         return _copies(np.arange(out), length)
-    ratio = float(_corner_ratio(length, out, scale, align_corners, real))
+    ratio = float(corner_ratio(length, out, scale, align_corners, real))
     reach = (2.0 if cubic else 1.0) * max(ratio, 1.0)
     inverse = 1.0 / ratio if ratio >= 1.0 else 1.0
     center = ratio * (np.arange(out) + 0.5)
@@ -204,7 +204,7 @@ class Interpolate(TapsRule):
     def axis_taps(self, node: Node, axis: int) -> Taps:
         length, out, real = node.args[0].shape[axis - 2], node.shape[axis - 2], real_type(node)
         nearest = "nearest" in node.op
-        scale = _scale_factor(node, axis, nearest)
+        scale = scale_factor(node, axis, nearest)
         if nearest:
             copies = nearest_taps if node.op == "aten.upsample_nearest2d" else nearest_exact_taps
             return copies(length, out, scale, small=sum(node.shape[-2:]) <= 128, real=real)
@@ -222,7 +222,7 @@ def real_type(node: Node) -> Real:
     return np.float64 if node.dtype == torch.float64 else np.float32
 
 
-def _scale_factor(node: Node, axis: int, nearest: bool) -> float | None:
+def scale_factor(node: Node, axis: int, nearest: bool) -> float | None:
     """The scale factor given for an axis: ``.vec`` overloads carry a list, the others one number per axis."""
     position = 2 if nearest else 3
     overload = getattr(node.target, "_overloadname", "")
