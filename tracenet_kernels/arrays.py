@@ -66,7 +66,8 @@ def as_plane(
     """``value`` as the kernels' :class:`Plane`.
 
     Args:
-        value: [rows, columns, channels]; the channels of a pixel contiguous, pixels and rows any distance apart.
+        value: [rows, columns, channels]; the channels of a pixel contiguous, pixels and rows any distance apart. Or a
+            :class:`Plane`, which says itself what it holds.
         name: how to call it in messages.
         extent: the cells it holds; by default those from (0, 0).
         plane: height and width of the whole plane; by default the array ends where the plane does.
@@ -76,6 +77,10 @@ def as_plane(
         InputError: not an array of that dtype with three axes.
         WindowError: the extent does not lie on the plane or is not of the array's size.
     """
+    if isinstance(value, Plane):
+        if extent is not None or plane is not None:
+            raise InputError(f"{name} is a Plane and has an extent already; pass an array, or no extent and no plane")
+        value, extent, plane = value
     array = as_array(value, name, dtype)
     if array.ndim != 3:
         raise InputError(f"{name} has shape {array.shape}; pass [rows, columns, channels], without a batch axis")

@@ -72,6 +72,11 @@ PlaneLayout to_layout(py::handle plane, const py::dtype& dtype, bool writable, c
                                    std::to_string(array.shape(1)) +
                                    " columns, which is not its extent's size; pass an array of the extent's size");
     }
+    if (array.size() == 0) {  // strides mean nothing
+        layout.pixel_stride = layout.channels;
+        layout.row_stride = array.shape(1) * layout.channels;
+        return layout;
+    }
     const py::ssize_t size = array.itemsize();
     for (int axis = 0; axis < 3; ++axis) {
         const bool used = array.shape(axis) > 1;

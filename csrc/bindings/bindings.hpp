@@ -3,4 +3,6 @@
 
 #include <pybind11/pybind11.h>
 
+void bind_conv(pybind11::module_& module);
+void bind_threads(pybind11::module_& module);
 void bind_windows(pybind11::module_& module);

@@ -38,4 +38,6 @@ PYBIND11_MODULE(_C, module) {
     });
 
     bind_windows(module);
+    bind_threads(module);
+    bind_conv(module);
 }

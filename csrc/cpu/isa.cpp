@@ -1,4 +1,6 @@
 // Which instruction set the kernels use here.
+#include "cpu/isa.hpp"
+
 #include <cstdlib>
 #include <string>
 
@@ -8,9 +10,8 @@
 
 namespace tracenet {
 
-namespace {
-
-bool has(const CpuFeatures& features, Isa isa) {
+bool isa_available(Isa isa) {
+    const CpuFeatures features = detect_cpu_features();
     switch (isa) {
         case Isa::avx512:
             return features.avx512f;
@@ -24,13 +25,15 @@ bool has(const CpuFeatures& features, Isa isa) {
     return true;
 }
 
+namespace {
+
 Isa choose_isa() {
     const CpuFeatures features = detect_cpu_features();
     const char* wanted = std::getenv("TRACENET_ISA");
     if (wanted == nullptr || *wanted == '\0') return features.best();
     for (const Isa isa : {Isa::portable, Isa::neon, Isa::avx2, Isa::avx512}) {
         if (std::string(wanted) != isa_name(isa)) continue;
-        if (has(features, isa)) return isa;
+        if (isa_available(isa)) return isa;
         throw InputError(std::string("TRACENET_ISA is ") + wanted + ", which this processor lacks; it has " +
                          isa_name(features.best()));
     }

@@ -1,0 +1,139 @@
+// Convolution on planes given as (array, extent, size) triples; see tracenet_kernels/windowed.py.
+#include "tracenet/conv.hpp"
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "bindings/arrays.hpp"
+#include "bindings/bindings.hpp"
+#include "bindings/threads.hpp"
+#include "tracenet/error.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+struct AlignedDelete {
+    void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t(64)); }
+};
+
+// Weights in packed order, and the memory they lie in.
+class OwnedConv {
+  public:
+    OwnedConv(const tracenet::ConvSpec& spec, tracenet::Isa isa, const float* weights) : spec_(spec), isa_(isa) {
+        const auto bytes = static_cast<std::size_t>(tracenet::packed_conv_elements(spec, isa)) * sizeof(float);
+        memory_.reset(static_cast<float*>(::operator new[](bytes, std::align_val_t(64))));
+        tracenet::pack_conv(spec, isa, weights, memory_.get());
+    }
+
+    tracenet::PackedConv packed() const { return {spec_, isa_, memory_.get()}; }
+    const tracenet::ConvSpec& spec() const { return spec_; }
+    std::string isa() const { return tracenet::isa_name(isa_); }
+
+  private:
+    tracenet::ConvSpec spec_;
+    tracenet::Isa isa_;
+    std::unique_ptr<float[], AlignedDelete> memory_;
+};
+
+tracenet::Isa to_isa(const py::object& name) {
+    if (name.is_none()) return tracenet::active_isa();
+    for (const tracenet::Isa isa :
+         {tracenet::Isa::portable, tracenet::Isa::neon, tracenet::Isa::avx2, tracenet::Isa::avx512}) {
+        if (name.equal(py::str(tracenet::isa_name(isa)))) return isa;
+    }
+    throw tracenet::InputError(
+        py::str("isa {!r} is not known; pass avx512, avx2, neon or portable").format(name).cast<std::string>());
+}
+
+// (y, x) pairs.
+void to_pair(py::handle value, const char* name, std::int64_t& y, std::int64_t& x) {
+    if (!py::isinstance<py::tuple>(value) || py::len(value) != 2) {
+        throw tracenet::InputError(std::string(name) + ": pass a tuple (y, x) of integers");
+    }
+    const auto pair = py::reinterpret_borrow<py::tuple>(value);
+    y = to_integer(pair[0], name);
+    x = to_integer(pair[1], name);
+}
+
+std::unique_ptr<OwnedConv> make_conv(py::handle weight, py::handle stride, py::handle padding, py::handle dilation,
+                                     py::handle groups, const py::object& isa) {
+    const py::array array = to_array(weight, py::dtype::of<float>(), false, "weight");
+    if (array.ndim() != 4 || (array.flags() & py::array::c_style) == 0) {
+        throw tracenet::InputError("weight: pass a C-ordered array [out, in / groups, kernel_y, kernel_x]");
+    }
+    tracenet::ConvSpec spec;
+    spec.groups = to_integer(groups, "groups");
+    spec.out_channels = array.shape(0);
+    // A count of groups that overflows the product is refused as no divisor of the output channels.
+    if (spec.groups < 1 || spec.groups > spec.out_channels) {
+        throw tracenet::InputError("groups is " + std::to_string(spec.groups) + "; pass 1 to the number of outputs, " +
+                                   std::to_string(spec.out_channels));
+    }
+    spec.in_channels = tracenet::checked_mul(array.shape(1), spec.groups);
+    spec.y.kernel = array.shape(2);
+    spec.x.kernel = array.shape(3);
+    to_pair(stride, "stride", spec.y.stride, spec.x.stride);
+    to_pair(padding, "padding", spec.y.padding, spec.x.padding);
+    to_pair(dilation, "dilation", spec.y.dilation, spec.x.dilation);
+    const tracenet::Isa chosen = to_isa(isa);
+    const auto* weights = static_cast<const float*>(array.data());
+    const py::gil_scoped_release unlocked;
+    return std::make_unique<OwnedConv>(spec, chosen, weights);
+}
+
+tracenet::Activation to_activation(py::handle value) {
+    const std::int64_t number = to_integer(value, "activation");
+    if (number != 0 && number != 1) {
+        throw tracenet::InputError("activation is " + std::to_string(number) + "; pass 0 (none) or 1 (ReLU)");
+    }
+    return static_cast<tracenet::Activation>(number);
+}
+
+tracenet::ConvJob to_job(py::handle value, const tracenet::ConvSpec& spec) {
+    if (!py::isinstance<py::tuple>(value) || py::len(value) != 8) {
+        throw tracenet::InputError(
+            "a job: pass (input, output, window, scale, bias, residual, residual_factor, activation)");
+    }
+    const auto parts = py::reinterpret_borrow<py::tuple>(value);
+    tracenet::ConvJob job;
+    job.input = to_view<const float>(parts[0], "the input");
+    job.output = to_view<float>(parts[1], "the output");
+    job.window = to_ordered_window(parts[2], "window");
+    job.scale = to_vector<float>(parts[3], spec.out_channels, "scale");
+    job.bias = to_vector<float>(parts[4], spec.out_channels, "bias");
+    job.residual = to_view<const float>(parts[5], "the residual");
+    job.residual_factor = to_integer(parts[6], "residual_factor");
+    job.activation = to_activation(parts[7]);
+    return job;
+}
+
+void run_jobs(const OwnedConv& conv, const py::tuple& tuples) {
+    std::vector<tracenet::ConvJob> jobs;
+    jobs.reserve(tuples.size());
+    for (const py::handle tuple : tuples) jobs.push_back(to_job(tuple, conv.spec()));
+    const auto pool = shared_pool();
+    const py::gil_scoped_release unlocked;
+    tracenet::conv2d(conv.packed(), jobs.data(), jobs.size(), *pool);
+}
+
+}  // namespace
+
+void bind_conv(py::module_& module) {
+    py::class_<OwnedConv>(module, "PackedConv")
+        .def(py::init(&make_conv), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+             py::arg("groups"), py::arg("isa"))
+        .def_property_readonly("in_channels", [](const OwnedConv& conv) { return conv.spec().in_channels; })
+        .def_property_readonly("out_channels", [](const OwnedConv& conv) { return conv.spec().out_channels; })
+        .def_property_readonly("isa", &OwnedConv::isa);
+    module.def("conv2d", &run_jobs, py::arg("packed"), py::arg("jobs"),
+               "Runs all jobs in one parallel region; the interpreter lock is released meanwhile.");
+    module.def(
+        "active_isa", [] { return tracenet::isa_name(tracenet::active_isa()); },
+        "The instruction set that weights are packed for by default.");
+}

@@ -1,0 +1,35 @@
+// 14 pixels x 32 channels: 28 sums, two vectors of weights and one broadcast input fill 31 of 32 registers.
+#include <immintrin.h>
+
+#include "cpu/conv_micro.hpp"
+
+namespace tracenet {
+
+namespace {
+
+struct Avx512 {
+    using Reg = __m512;
+    static constexpr int kLanes = 16;
+
+    static Reg zero() { return _mm512_setzero_ps(); }
+    static Reg set(float x) { return _mm512_set1_ps(x); }
+    static Reg load(const float* from) { return _mm512_loadu_ps(from); }
+    static Reg load_partial(const float* from, std::int64_t n) { return _mm512_maskz_loadu_ps(lanes(n), from); }
+    static void store(float* to, Reg x) { _mm512_storeu_ps(to, x); }
+    static void store_partial(float* to, std::int64_t n, Reg x) { _mm512_mask_storeu_ps(to, lanes(n), x); }
+    static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+    static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+    // Gives its second operand where one is NaN. The unmasked form trips gcc 12's check for uninitialised variables.
+    static Reg raise(Reg x, Reg low) { return _mm512_maskz_max_ps(0xFFFF, low, x); }
+    static void prefetch(const float* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
+
+  private:
+    static __mmask16 lanes(std::int64_t n) { return static_cast<__mmask16>(n > 0 ? (1U << n) - 1U : 0U); }
+};
+
+}  // namespace
+
+const ConvKernels kConvKernelsAvx512 = {{TRACENET_CONV_14(dense_tile, Avx512)},
+                                        {TRACENET_CONV_14(depthwise_tile, Avx512)}};
+
+}  // namespace tracenet

@@ -1,0 +1,124 @@
+// The convolution's innermost loops, for any vector type. Included by one file per instruction set.
+//
+// Everything has internal linkage: the linker must not take another file's copy, compiled for other processors.
+//
+// A vector type V has Reg, kLanes and, with n < kLanes lanes in the partial ones:
+//     zero() set(float) load(const float*) load_partial(const float*, n) store(float*, Reg) store_partial(float*, n,
+//     Reg) fma(a, b, c) = a * b + c, rounded once; add(a, b); raise(x, low) = x < low ? low : x (NaN stays)
+//     prefetch(const float*)
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/conv_tile.hpp"
+
+namespace tracenet {
+
+namespace {
+
+// y = max(scale * sum + bias + addend, lowest)
+template <typename V, int kPixels, int kVectors>
+void finish(const ConvTile& tile, const typename V::Reg (&sums)[kPixels][kVectors]) {
+    using Reg = typename V::Reg;
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+        const std::int64_t first = tile.first + v * V::kLanes;
+        const std::int64_t rest = tile.channels - v * V::kLanes;
+        const bool whole = rest >= V::kLanes;
+        const auto read = [&](const float* from) {
+            return whole ? V::load(from + first) : V::load_partial(from + first, rest);
+        };
+        Reg scale = tile.scales[0] != nullptr ? read(tile.scales[0]) : V::set(1.0F);
+        Reg bias = tile.biases[0] != nullptr ? read(tile.biases[0]) : V::zero();
+#pragma GCC unroll 14
+        for (int j = 0; j < kPixels; ++j) {
+            if (!tile.uniform) {
+                scale = tile.scales[j] != nullptr ? read(tile.scales[j]) : V::set(1.0F);
+                bias = tile.biases[j] != nullptr ? read(tile.biases[j]) : V::zero();
+            }
+            Reg y = V::fma(sums[j][v], scale, bias);
+            if (tile.addends[j] != nullptr) y = V::add(y, read(tile.addends[j]));
+            y = V::raise(y, V::set(tile.lowest[j]));
+            if (whole) {
+                V::store(tile.outputs[j] + first, y);
+            } else {
+                V::store_partial(tile.outputs[j] + first, rest, y);
+            }
+        }
+    }
+}
+
+template <typename V, int kPixels, int kVectors>
+void dense_tile(const ConvTile& tile) {
+    using Reg = typename V::Reg;
+    Reg sums[kPixels][kVectors];
+#pragma GCC unroll 14
+    for (int j = 0; j < kPixels; ++j) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sums[j][v] = V::zero();
+    }
+    const float* weights = tile.weights;
+    for (std::int64_t s = 0; s < tile.segments; ++s) {
+        const float* runs[kPixels];
+#pragma GCC unroll 14
+        for (int j = 0; j < kPixels; ++j) runs[j] = tile.inputs[s * kPixels + j] + tile.input_offset;
+        for (std::int64_t i = 0; i < tile.length; ++i) {
+            Reg w[kVectors];
+#pragma GCC unroll 2
+            for (int v = 0; v < kVectors; ++v) w[v] = V::load(weights + v * V::kLanes);
+            weights += kVectors * V::kLanes;
+#pragma GCC unroll 14
+            for (int j = 0; j < kPixels; ++j) {
+                const Reg x = V::set(runs[j][i]);
+#pragma GCC unroll 2
+                for (int v = 0; v < kVectors; ++v) sums[j][v] = V::fma(x, w[v], sums[j][v]);
+            }
+        }
+    }
+    finish<V, kPixels, kVectors>(tile, sums);
+}
+
+template <typename V, int kPixels, int kVectors>
+void depthwise_tile(const ConvTile& tile) {
+    using Reg = typename V::Reg;
+    Reg sums[kPixels][kVectors];
+#pragma GCC unroll 14
+    for (int j = 0; j < kPixels; ++j) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sums[j][v] = V::zero();
+    }
+    const float* weights = tile.weights;
+    const float* const* runs = tile.inputs;
+    for (std::int64_t s = 0; s < tile.segments; ++s) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+            const Reg w = V::load(weights + v * V::kLanes);
+            const std::int64_t first = tile.input_offset + v * V::kLanes;
+            const std::int64_t rest = tile.channels - v * V::kLanes;
+#pragma GCC unroll 14
+            for (int j = 0; j < kPixels; ++j) {
+                const Reg x = rest >= V::kLanes ? V::load(runs[j] + first) : V::load_partial(runs[j] + first, rest);
+                sums[j][v] = V::fma(x, w, sums[j][v]);
+            }
+        }
+        weights += kVectors * V::kLanes;
+        runs += kPixels;
+    }
+    finish<V, kPixels, kVectors>(tile, sums);
+}
+
+}  // namespace
+
+}  // namespace tracenet
+
+// Tables of kernels for tiles of 1 ... n pixels.
+#define TRACENET_CONV_1(kernel, V, j) {kernel<V, j, 1>, kernel<V, j, 2>}
+#define TRACENET_CONV_6(kernel, V)                                                               \
+    TRACENET_CONV_1(kernel, V, 1), TRACENET_CONV_1(kernel, V, 2), TRACENET_CONV_1(kernel, V, 3), \
+        TRACENET_CONV_1(kernel, V, 4), TRACENET_CONV_1(kernel, V, 5), TRACENET_CONV_1(kernel, V, 6)
+#define TRACENET_CONV_12(kernel, V)                                                                    \
+    TRACENET_CONV_6(kernel, V), TRACENET_CONV_1(kernel, V, 7), TRACENET_CONV_1(kernel, V, 8),          \
+        TRACENET_CONV_1(kernel, V, 9), TRACENET_CONV_1(kernel, V, 10), TRACENET_CONV_1(kernel, V, 11), \
+        TRACENET_CONV_1(kernel, V, 12)
+#define TRACENET_CONV_14(kernel, V) \
+    TRACENET_CONV_12(kernel, V), TRACENET_CONV_1(kernel, V, 13), TRACENET_CONV_1(kernel, V, 14)
