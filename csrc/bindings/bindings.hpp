@@ -5,4 +5,5 @@
 
 void bind_conv(pybind11::module_& module);
 void bind_threads(pybind11::module_& module);
+void bind_window_ops(pybind11::module_& module);
 void bind_windows(pybind11::module_& module);

@@ -40,4 +40,5 @@ PYBIND11_MODULE(_C, module) {
     bind_windows(module);
     bind_threads(module);
     bind_conv(module);
+    bind_window_ops(module);
 }
