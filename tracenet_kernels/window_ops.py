@@ -18,12 +18,10 @@ from tracenet_kernels import native
 from tracenet_kernels.arrays import Array, Plane, as_array, as_plane
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.window import Window
+from tracenet_kernels.windowed import PackedConv, Pair
 
 RESIZE_MODES = ("nearest", "bilinear", "bilinear_align_corners", "aligned_bilinear")
 """In the order of the extension's own numbers."""
-
-Pair = int | tuple[int, int]
-"""One number for both axes, or (rows, columns)."""
 
 
 def max_pool2d(
@@ -208,6 +206,44 @@ def from_planar(planar: Array, out: Plane | Array, window: Window | None = None)
     """``out[y, x, c] = planar[c, y, x]``: torch's layout to the kernels'. ``planar`` holds whole planes."""
     out = as_plane(out, "out")
     native.require().from_planar(as_array(planar, "planar"), out, _window(window, out))
+
+
+def stem(
+    x: Plane | Array,
+    packed: PackedConv,
+    out: Plane | Array,
+    window: Window | None = None,
+    *,
+    conv_size: tuple[int, int],
+    bias: Array | None = None,
+    kernel: Pair = 3,
+    stride: Pair = 2,
+    padding: Pair = 1,
+    dilation: Pair = 1,
+) -> None:
+    """Convolution + bias + ReLU, then maximum pooling, in one pass; the plane between them is never stored.
+
+    Bit for bit what :func:`tracenet_kernels.windowed.conv2d` followed by :func:`max_pool2d` gives.
+
+    Args:
+        x, out: planes.
+        packed: the convolution's weights.
+        window: of ``out``.
+        conv_size: height and width of the plane between the two.
+        bias: fp32 [out]; None: 0.
+        kernel, stride, padding, dilation: of the pooling.
+    """
+    out = as_plane(out, "out")
+    native.require().stem(
+        packed.handle,
+        None if bias is None else as_array(bias, "bias"),
+        conv_size[0],
+        conv_size[1],
+        as_plane(x, "x"),
+        out,
+        _window(window, out),
+        _pairs(kernel, stride, padding, dilation),
+    )
 
 
 def _window(window: Window | None, out: Plane) -> Window:

@@ -7,6 +7,7 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/bindings.hpp"
+#include "bindings/packed_conv.hpp"
 #include "bindings/threads.hpp"
 #include "tracenet/error.hpp"
 #include "tracenet/kernels.hpp"
@@ -174,6 +175,19 @@ void from_planar(py::handle planar, py::handle out, py::handle window) {
     });
 }
 
+void stem(const OwnedConv& conv, py::handle bias, py::handle conv_height, py::handle conv_width, py::handle x,
+          py::handle out, py::handle window, const py::tuple& geometry) {
+    const float* const biases = to_vector<float>(bias, conv.spec().out_channels, "bias");
+    const std::int64_t height = to_integer(conv_height, "conv_height");
+    const std::int64_t width = to_integer(conv_width, "conv_width");
+    const auto input = readable(x, "x");
+    const auto output = writable(out);
+    const tracenet::PoolSpec spec = to_pool_spec(geometry);
+    run_on(window, [&](const Window& where, tracenet::ThreadPool& pool) {
+        tracenet::stem(conv.packed(), biases, height, width, spec, input, output, where, pool);
+    });
+}
+
 }  // namespace
 
 void bind_window_ops(py::module_& module) {
@@ -191,4 +205,6 @@ void bind_window_ops(py::module_& module) {
     module.def("normalise_pixels", &normalise_pixels, arg("photo"), arg("out"), arg("window"), arg("mean"), arg("std"),
                arg("reverse"));
     module.def("from_planar", &from_planar, arg("planar"), arg("out"), arg("window"));
+    module.def("stem", &stem, arg("packed"), arg("bias"), arg("conv_height"), arg("conv_width"), arg("x"), arg("out"),
+               arg("window"), arg("geometry"));
 }

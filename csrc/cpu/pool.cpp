@@ -1,4 +1,6 @@
 // Maximum and average pooling: per output cell, the taps on the plane as a list of pointers.
+#include "cpu/pool.hpp"
+
 #include <algorithm>
 #include <cstdint>
 #include <string>
@@ -28,26 +30,13 @@ AxisTaps taps_of(std::int64_t out, const AxisGeometry& axis, std::int64_t size) 
     return {start + begin * axis.dilation, std::max<std::int64_t>(0, end - begin), std::max<std::int64_t>(0, padded)};
 }
 
-void check_spec(const PoolSpec& spec) {
-    for (const AxisGeometry& axis : {spec.y, spec.x}) {
-        if (axis.kernel < 1 || axis.stride < 1 || axis.dilation < 1 || axis.padding < 0) {
-            throw InputError("pooling with kernel " + std::to_string(axis.kernel) + ", stride " +
-                             std::to_string(axis.stride) + ", padding " + std::to_string(axis.padding) + ", dilation " +
-                             std::to_string(axis.dilation) +
-                             "; pass kernel, stride and dilation >= 1 and padding >= 0");
-        }
-    }
-}
-
 // cell(taps, count, padded cells, out) for every cell of the window.
 template <typename Cell>
 void pool_cells(const PoolSpec& spec, const View<const float>& input, const View<float>& output, const Window& window,
                 ThreadPool& pool, const Cell& cell) {
-    check_spec(spec);
+    check_pool(spec);
     check_same_channels(shape_of(input), "the input", shape_of(output));
-    const Span rows = conv_demand({window.y0, window.y1}, spec.y);
-    const Span columns = conv_demand({window.x0, window.x1}, spec.x);
-    const Window demand = clip({rows.begin, rows.end, columns.begin, columns.end}, input.height, input.width);
+    const Window demand = pool_demand(spec, window, input.height, input.width);
     check_reads_and_writes(shape_of(input), demand, "the input", shape_of(output), window);
 
     std::vector<AxisTaps> across;
@@ -77,6 +66,23 @@ void pool_cells(const PoolSpec& spec, const View<const float>& input, const View
 }
 
 }  // namespace
+
+void check_pool(const PoolSpec& spec) {
+    for (const AxisGeometry& axis : {spec.y, spec.x}) {
+        if (axis.kernel < 1 || axis.stride < 1 || axis.dilation < 1 || axis.padding < 0) {
+            throw InputError("pooling with kernel " + std::to_string(axis.kernel) + ", stride " +
+                             std::to_string(axis.stride) + ", padding " + std::to_string(axis.padding) + ", dilation " +
+                             std::to_string(axis.dilation) +
+                             "; pass kernel, stride and dilation >= 1 and padding >= 0");
+        }
+    }
+}
+
+Window pool_demand(const PoolSpec& spec, const Window& window, std::int64_t height, std::int64_t width) {
+    const Span rows = conv_demand({window.y0, window.y1}, spec.y);
+    const Span columns = conv_demand({window.x0, window.x1}, spec.x);
+    return clip({rows.begin, rows.end, columns.begin, columns.end}, height, width);
+}
 
 void max_pool2d(const PoolSpec& spec, View<const float> input, View<float> output, const Window& window,
                 ThreadPool& pool) {
