@@ -30,6 +30,9 @@ KERNELS = ("avx512_vnni", "avx2", "portable")
 WEIGHT_LIMIT = 127
 """Quantised weights lie in [-127, 127]."""
 
+MOST_TERMS = 32896
+"""Terms of one sum, kernel_y * kernel_x * in / groups: more might leave 32 bits."""
+
 
 class Quantisation(NamedTuple):
     """How the integers of a uint8 plane stand for real values: ``(q - zero_point) * scale``."""
@@ -84,7 +87,7 @@ class PackedInt8Conv:
 
     Raises:
         BackendError: the extension is not built.
-        InputError: not a convolution, or a sum has more terms than 32 bits hold (32896).
+        InputError: not a convolution, or a sum has more terms than 32 bits hold (:data:`MOST_TERMS`).
     """
 
     def __init__(

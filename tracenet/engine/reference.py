@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tracenet.engine.reference_int8 import run_int8_step
+from tracenet.engine.reference_windows import PairsOfWindow, padded, window_of
 from tracenet.engine.schedule import ACTIVATIONS, RESIZE_MODES, Plane, Schedule, Step
 from tracenet.graph.capture import run_node
 from tracenet.graph.graph import Graph, Node, map_nodes
@@ -20,17 +22,21 @@ from tracenet_kernels.reference import aligned_bilinear
 External = Callable[[Step, list[Tensor]], Tensor]
 """Computes an external step from its inputs, in the shapes that torch gave them."""
 
-WINDOW = tuple(f"{name}_{axis}" for name in ("kernel", "stride", "pad", "dilation") for axis in "yx")
-_Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
 _THETA = (80, 64, 8, 8, 8, 1)
 
 
-def run_schedule(schedule: Schedule, inputs: Sequence[Tensor], external: External | None = None) -> dict[str, Tensor]:
+def run_schedule(
+    schedule: Schedule,
+    inputs: Sequence[Tensor],
+    external: External | None = None,
+    observe: Callable[[int, Tensor], None] | None = None,
+) -> dict[str, Tensor]:
     """Every output of a schedule by its name.
 
     Args:
         inputs: of the network, in order.
         external: computes the steps that have no kernel; see :func:`graph_runner`.
+        observe: called with the number and the values of every plane that a step computes.
 
     Raises:
         ExecutionError: the schedule has an external step and ``external`` is None, or a step does not give its plane.
@@ -47,10 +53,16 @@ def run_schedule(schedule: Schedule, inputs: Sequence[Tensor], external: Externa
                 value = external(step, operands)
             else:
                 weights = {attribute: tensors[name] for attribute, name in step.tensors.items()}
-                value = _OPS[step.op](step, operands, weights, plane)
+                sources = [schedule.planes[number] for number in step.inputs]
+                if plane.dtype != "float32" or any(source.dtype != "float32" for source in sources):
+                    value = run_int8_step(step, operands, sources, weights, plane)
+                else:
+                    value = _OPS[step.op](step, operands, weights, plane)
                 if tuple(value.shape) != (1, plane.channels, plane.height, plane.width):
                     raise ExecutionError(f"step {step.name!r} ({step.op}) gave {tuple(value.shape)} for {plane}")
             values[step.output] = value
+            if observe is not None:
+                observe(step.output, value)
     return {name: values[number] for name, number in schedule.outputs.items()}
 
 
@@ -70,25 +82,9 @@ def graph_runner(graph: Graph) -> External:
     return run
 
 
-def _window(step: Step, prefix: str = "") -> _Window:
-    """Kernel, stride, padding before and dilation as (y, x) pairs."""
-    values = [step.ints.get(prefix + name, int(not name.startswith("pad"))) for name in WINDOW]
-    kernel, stride, pad, dilation = zip(values[::2], values[1::2], strict=True)
-    return kernel, stride, pad, dilation
-
-
-def _padded(x: Tensor, window: _Window, height: int, width: int, fill: float) -> Tensor:
-    """``x`` with padding, or cut, to exactly what ``height`` x ``width`` outputs read."""
-    amounts: list[int] = []
-    for axis, out in ((1, width), (0, height)):
-        k, s, p, d = (pair[axis] for pair in window)
-        amounts += [p, (out - 1) * s - p + d * (k - 1) + 1 - x.shape[2 + axis]]
-    return F.pad(x, amounts, value=fill)
-
-
 def _conv(step: Step, x: Tensor, weights: dict[str, Tensor], height: int, width: int) -> Tensor:
-    window = _window(step)
-    x = _padded(x, window, height, width, 0.0)
+    window = window_of(step)
+    x = padded(x, window, height, width, 0.0)
     y = F.conv2d(x, weights["weight"], None, window[1], 0, window[3], step.ints.get("groups", 1))
     if "scale" in weights:
         y = y * weights["scale"].view(-1, 1, 1)
@@ -108,24 +104,24 @@ def _conv2d(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plan
     return _activate(step, y)
 
 
-def _max_pool(x: Tensor, window: _Window, plane: Plane) -> Tensor:
-    x = _padded(x, window, plane.height, plane.width, float("-inf"))
+def _max_pool(x: Tensor, window: PairsOfWindow, plane: Plane) -> Tensor:
+    x = padded(x, window, plane.height, plane.width, float("-inf"))
     return F.max_pool2d(x, window[0], window[1], 0, window[3])
 
 
 def _max_pool2d(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) -> Tensor:
-    return _max_pool(x[0], _window(step), plane)
+    return _max_pool(x[0], window_of(step), plane)
 
 
 def _avg_pool2d(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) -> Tensor:
-    window = _window(step)
+    window = window_of(step)
     kernel, stride, pad, _ = window
     ones = torch.ones_like(x[0][:, :1])
     if step.ints.get("count_include_pad"):
         ones = F.pad(ones, (pad[1], pad[1], pad[0], pad[0]), value=1.0)
     window_of_ones = (kernel, stride, (0, 0) if step.ints.get("count_include_pad") else pad, (1, 1))
     sums, cells = (
-        F.avg_pool2d(_padded(t, w, plane.height, plane.width, 0.0), kernel, stride, divisor_override=1)
+        F.avg_pool2d(padded(t, w, plane.height, plane.width, 0.0), kernel, stride, divisor_override=1)
         for t, w in ((x[0], window), (ones, window_of_ones))
     )
     return sums / (step.ints.get("divisor") or cells)
@@ -133,7 +129,7 @@ def _avg_pool2d(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: 
 
 def _stem(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) -> Tensor:
     y = _conv(step, x[0], weights, step.ints["conv_height"], step.ints["conv_width"])
-    return _max_pool(_activate(step, y), _window(step, "pool_"), plane)
+    return _max_pool(_activate(step, y), window_of(step, "pool_"), plane)
 
 
 def _resize(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) -> Tensor:
@@ -195,4 +191,5 @@ _OPS: dict[str, Callable[[Step, list[Tensor], dict[str, Tensor], Plane], Tensor]
     "sigmoid": _sigmoid,
     "concat": _concat,
     "mask_head": _mask_head,
+    "convert": lambda step, x, weights, plane: x[0],
 }

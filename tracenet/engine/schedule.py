@@ -25,8 +25,14 @@ op                        inputs                      attributes
 ``concat``                x, ...                      channels in order
 ``mask_head``             features, theta, origin,    ``stride``, ``factor`` (0: logits on the features' plane,
                           size_of_interest            f: followed by aligned bilinear upsampling by f)
+``convert``               x                           to the dtype of the output's plane
 ``external``              anything                    run by Python, node by node
 ========================  ==========================  ========================================================
+
+A ``conv2d`` whose x is a ``uint8`` plane is an 8-bit convolution (``csrc/include/tracenet/conv_int8.hpp``): its weight
+is quantised symmetrically, one scale per output channel, when a program is built. It may add and give planes of either
+dtype. All other operations but ``convert`` read and give ``float32``, and inputs and outputs of the network are
+``float32``.
 
 ``activation`` is a position in :data:`ACTIVATIONS`. A value is what ``csrc/include/tracenet/conv.hpp`` and
 ``kernels.hpp`` say.
@@ -49,7 +55,9 @@ OPS = (
     "concat",
     "mask_head",
     "external",
+    "convert",
 )
+DTYPES = ("float32", "uint8")
 ACTIVATIONS = ("none", "relu")
 RESIZE_MODES = ("nearest", "bilinear", "bilinear_align_corners", "aligned_bilinear")
 
@@ -61,6 +69,8 @@ class Plane:
     Attributes:
         name: of the graph's node.
         keep: worth keeping between clicks of one image.
+        dtype: one of :data:`DTYPES`.
+        scale, zero_point: of a ``uint8`` plane, whose integers stand for ``(q - zero_point) * scale``.
     """
 
     name: str
@@ -68,6 +78,9 @@ class Plane:
     height: int
     width: int
     keep: bool = False
+    dtype: str = "float32"
+    scale: float = 1.0
+    zero_point: int = 0
 
 
 @dataclass(frozen=True, slots=True)
