@@ -16,10 +16,11 @@ STAMP  := $(VENV)/.installed
 CPP    := $(shell find csrc -type f \( -name '*.hpp' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo lint format env clean
+.PHONY: help install test sanitize demo lint format env clean
 
 help:
 	@echo "make test     install into $(VENV) and run the tests"
+	@echo "make sanitize run the C++ tests under AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make demo     install into $(VENV) and segment a clicked object in a bundled photo"
 	@echo "make lint     ruff, mypy, clang-format, without changing anything"
 	@echo "make format   let ruff and clang-format rewrite the sources"
@@ -40,6 +41,9 @@ install: $(STAMP)
 
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+sanitize:
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash .ci/sanitize
 
 demo: install
 	$(BIN)/python -m tracenet.demo
