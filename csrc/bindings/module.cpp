@@ -42,4 +42,5 @@ PYBIND11_MODULE(_C, module) {
     bind_conv(module);
     bind_window_ops(module);
     bind_conv_int8(module);
+    bind_runtime(module);
 }

@@ -280,7 +280,7 @@ def merge_windows(windows: list[Window]) -> list[Window]:
     waste more than :data:`MERGE_WASTE` of its hull.
     """
     pieces: list[Window] = []
-    for window in sorted(set(windows), key=lambda w: -w.area):
+    for window in sorted(set(windows), key=lambda w: (-w.area, w)):
         if not window.is_empty and not any(piece.contains(window) for piece in pieces):
             pieces.append(window)
     while len(pieces) > 1:
