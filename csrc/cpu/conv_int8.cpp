@@ -428,6 +428,27 @@ std::int64_t packed_int8_conv_bytes(const ConvSpec& spec) {
     return geometry.all_blocks() * (geometry.block_bytes + kBlock * static_cast<std::int64_t>(sizeof(std::int32_t)));
 }
 
+void quantise_weights(const float* weights, std::int64_t channels, std::int64_t terms, std::int8_t* quantised,
+                      float* scale) {
+    constexpr float kLimit = 127.0F;
+    for (std::int64_t channel = 0; channel < channels; ++channel, weights += terms, quantised += terms) {
+        float largest = 0.0F;
+        for (std::int64_t i = 0; i < terms; ++i) {
+            if (!std::isfinite(weights[i])) {
+                throw InputError("a weight of output channel " + std::to_string(channel) +
+                                 " is not finite; 8 bits hold finite ones");
+            }
+            largest = std::max(largest, std::fabs(weights[i]));
+        }
+        const float step = largest / kLimit;
+        scale[channel] = step > 0.0F ? step : 1.0F;
+        for (std::int64_t i = 0; i < terms; ++i) {
+            const float rounded = std::nearbyint(weights[i] / scale[channel]);
+            quantised[i] = static_cast<std::int8_t>(std::clamp(rounded, -kLimit, kLimit));
+        }
+    }
+}
+
 void pack_int8_conv(const ConvSpec& spec, const std::int8_t* weights, std::int8_t* packed) {
     const Geometry geometry = geometry_of(spec);
     if (weights == nullptr) throw InputError("the weights have no memory (null pointer); pass a buffer");

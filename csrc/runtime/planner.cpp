@@ -268,7 +268,7 @@ void place_buffers(const Program& program, const std::vector<bool>& elsewhere, c
     for (std::size_t i = 0; i < planes; ++i) {
         if (plan.pieces[i].count == 0 || elsewhere[i] || at(home[i]) != i) continue;
         const std::int64_t cells = area(plan.extents[i]);
-        const std::int64_t bytes = cells * schedule.planes[i].channels * static_cast<std::int64_t>(sizeof(float));
+        const std::int64_t bytes = cells * schedule.planes[i].channels * schedule.planes[i].element_bytes();
         slot[i] = static_cast<int>(buffers.size());
         const int start = first[i] == kNever ? 0 : first[i];
         buffers.push_back({(bytes + kAlignment - 1) / kAlignment * kAlignment, start,

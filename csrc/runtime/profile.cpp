@@ -30,29 +30,31 @@ ProfileRow profile_row(const Program& program, const Plan& plan, const std::vect
     row.name = head.name;
     if (members.size() > 1) row.name += " +" + std::to_string(members.size() - 1);
     row.op = op_name(head.op);
-    row.kernel = isa_name(program.isa());
+    row.kernel = schedule.is_int8(head) ? int8_kernel_name(active_int8_kernel()) : isa_name(program.isa());
     row.microseconds = microseconds;
     std::set<int> weights;
-    std::int64_t elements = 0;
+    const auto bytes_of = [&](int plane, const Window& window) {
+        const Plane& of = schedule.planes[static_cast<std::size_t>(plane)];
+        return area(window) * of.channels * of.element_bytes();
+    };
     for (const std::size_t i : members) {
         const Step& step = schedule.steps[i];
         const Plan::Range range = plan.apart[static_cast<std::size_t>(step.output)];
         for (const Window* piece = plan.begin(range); piece != plan.end(range); ++piece) {
             row.windows.push_back(*piece);
-            elements += area(*piece) * schedule.planes[static_cast<std::size_t>(step.output)].channels;
+            row.bytes += bytes_of(step.output, *piece);
             const Window inner = inner_window(schedule, step, *piece);
             for (std::size_t position = 0; position < step.inputs.size(); ++position) {
-                elements += area(demand(schedule, step, position, inner)) *
-                            schedule.planes[static_cast<std::size_t>(step.inputs[position])].channels;
+                row.bytes += bytes_of(step.inputs[position], demand(schedule, step, position, inner));
             }
         }
         row.macs += plan.step_macs[i];
         const int weight = step.attributes.weight;
         if (weight >= 0 && weights.insert(weight).second) {
-            elements += schedule.tensors[static_cast<std::size_t>(weight)].elements();
+            row.bytes += schedule.tensors[static_cast<std::size_t>(weight)].elements() *
+                         (schedule.is_int8(step) ? 1 : static_cast<std::int64_t>(sizeof(float)));
         }
     }
-    row.bytes = elements * static_cast<std::int64_t>(sizeof(float));
     return row;
 }
 

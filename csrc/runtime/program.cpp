@@ -48,12 +48,15 @@ T get(const std::uint8_t* data, std::size_t& at) {
 // Where each tensor lies in the packed data: a pure function of the schedule and the instruction set.
 class WeightLayout {
   public:
+    // An 8-bit convolution has its scales behind the packed weights.
+    enum class Kind { raw, convolution, int8_convolution };
+
     struct Slot {
         int tensor = -1;
-        bool convolution = false;
+        Kind kind = Kind::raw;
         ConvSpec spec;
         std::size_t offset = 0;
-        std::int64_t elements = 0;
+        std::size_t bytes = 0;
     };
 
     WeightLayout(const Schedule& schedule, Isa isa) : isa_(isa) {
@@ -63,7 +66,7 @@ class WeightLayout {
             const Step& step = schedule.steps[i];
             const Attributes& a = step.attributes;
             if (a.weight < 0) continue;
-            conv_[i] = packed(a.weight, schedule.conv_spec(step));
+            conv_[i] = packed(a.weight, schedule.conv_spec(step), schedule.is_int8(step));
             if (a.bias >= 0) bias_[i] = raw(a.bias, schedule);
             if (a.scale >= 0) scale_[i] = raw(a.scale, schedule);
         }
@@ -75,14 +78,24 @@ class WeightLayout {
     StepWeights weights(std::size_t step, const std::uint8_t* base) const {
         StepWeights weights;
         if (conv_[step] < 0) return weights;
-        weights.conv = {slot(conv_[step]).spec, isa_, values(conv_[step], base)};
+        const Slot& conv = slot(conv_[step]);
+        if (conv.kind == Kind::int8_convolution) {
+            weights.int8 = {conv.spec, reinterpret_cast<const std::int8_t*>(base + conv.offset),
+                            reinterpret_cast<const float*>(base + conv.offset + scales_offset(conv.spec))};
+        } else {
+            weights.conv = {conv.spec, isa_, values(conv_[step], base)};
+        }
         if (bias_[step] >= 0) weights.bias = values(bias_[step], base);
         if (scale_[step] >= 0) weights.scale = values(scale_[step], base);
         return weights;
     }
 
+    static std::size_t scales_offset(const ConvSpec& spec) {
+        return round_up(static_cast<std::size_t>(packed_int8_conv_bytes(spec)));
+    }
+
   private:
-    using Key = std::tuple<int, bool, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+    using Key = std::tuple<int, Kind, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
                            std::int64_t, std::int64_t, std::int64_t>;
 
     const Slot& slot(int number) const { return slots_[static_cast<std::size_t>(number)]; }
@@ -95,21 +108,26 @@ class WeightLayout {
         const auto [found, fresh] = numbers_.emplace(key, static_cast<int>(slots_.size()));
         if (fresh) {
             slot.offset = bytes_;
-            bytes_ = round_up(bytes_ + static_cast<std::size_t>(slot.elements) * sizeof(float));
+            bytes_ = round_up(bytes_ + slot.bytes);
             slots_.push_back(slot);
         }
         return found->second;
     }
 
-    int packed(int tensor, const ConvSpec& spec) {
-        const Key key{tensor,          true,          spec.in_channels, spec.groups,    spec.y.stride, spec.y.padding,
+    int packed(int tensor, const ConvSpec& spec, bool int8) {
+        const Kind kind = int8 ? Kind::int8_convolution : Kind::convolution;
+        const std::size_t bytes =
+            int8 ? scales_offset(spec) + static_cast<std::size_t>(spec.out_channels) * sizeof(float)
+                 : static_cast<std::size_t>(packed_conv_elements(spec, isa_)) * sizeof(float);
+        const Key key{tensor,          kind,          spec.in_channels, spec.groups,    spec.y.stride, spec.y.padding,
                       spec.y.dilation, spec.x.stride, spec.x.padding,   spec.x.dilation};
-        return place(key, {tensor, true, spec, 0, packed_conv_elements(spec, isa_)});
+        return place(key, {tensor, kind, spec, 0, bytes});
     }
 
     int raw(int tensor, const Schedule& schedule) {
-        const Key key{tensor, false, 0, 0, 0, 0, 0, 0, 0, 0};
-        return place(key, {tensor, false, {}, 0, schedule.tensors[static_cast<std::size_t>(tensor)].elements()});
+        const Key key{tensor, Kind::raw, 0, 0, 0, 0, 0, 0, 0, 0};
+        const std::int64_t elements = schedule.tensors[static_cast<std::size_t>(tensor)].elements();
+        return place(key, {tensor, Kind::raw, {}, 0, static_cast<std::size_t>(elements) * sizeof(float)});
     }
 
     Isa isa_;
@@ -120,6 +138,14 @@ class WeightLayout {
     std::vector<int> scale_;
     std::size_t bytes_ = 0;
 };
+
+void pack_int8(const ConvSpec& spec, const float* weights, std::uint8_t* target) {
+    const std::int64_t terms = spec.in_channels / spec.groups * spec.y.kernel * spec.x.kernel;
+    std::vector<std::int8_t> quantised(static_cast<std::size_t>(spec.out_channels * terms));
+    quantise_weights(weights, spec.out_channels, terms, quantised.data(),
+                     reinterpret_cast<float*>(target + WeightLayout::scales_offset(spec)));
+    pack_int8_conv(spec, quantised.data(), reinterpret_cast<std::int8_t*>(target));
+}
 
 }  // namespace
 
@@ -178,10 +204,16 @@ std::shared_ptr<const Program> Program::build(Schedule schedule, const std::vect
             throw InputError("tensor '" + program->schedule_.tensors[static_cast<std::size_t>(slot.tensor)].name +
                              "' has no values");
         }
-        if (slot.convolution) {
-            pack_conv(slot.spec, program->isa_, values, target);
-        } else {
-            std::copy(values, values + slot.elements, target);
+        switch (slot.kind) {
+            case WeightLayout::Kind::raw:
+                std::memcpy(target, values, slot.bytes);
+                break;
+            case WeightLayout::Kind::convolution:
+                pack_conv(slot.spec, program->isa_, values, target);
+                break;
+            case WeightLayout::Kind::int8_convolution:
+                pack_int8(slot.spec, values, block->data() + slot.offset);
+                break;
         }
     }
     program->packed_ = std::shared_ptr<const std::uint8_t>(block, block->data());

@@ -29,6 +29,7 @@ class StepChecker {
 
     void run() {
         step_.attributes = Attributes{};
+        dtypes();
         switch (step_.op) {
             case Op::conv2d:
                 return conv2d();
@@ -52,7 +53,10 @@ class StepChecker {
             case Op::mask_head:
                 return mask_head();
             case Op::convert:
-                fail("works in 8 bits, which this build does not");
+                inputs(1, 1);
+                allow_ints({});
+                same_plane(input(0), output());
+                return;
             case Op::external:
                 return;
         }
@@ -65,6 +69,14 @@ class StepChecker {
 
     const Plane& input(std::size_t i) const { return schedule_.planes[static_cast<std::size_t>(step_.inputs[i])]; }
     const Plane& output() const { return schedule_.planes[static_cast<std::size_t>(step_.output)]; }
+
+    // Only convolutions of a uint8 plane and conversions read or give bytes.
+    void dtypes() const {
+        if (step_.op == Op::convert || schedule_.is_int8(step_)) return;
+        bool bytes = output().is_bytes();
+        for (std::size_t i = 0; i < step_.inputs.size(); ++i) bytes = bytes || input(i).is_bytes();
+        if (bytes) fail("reads or gives a uint8 plane; only conversions and convolutions of a uint8 plane do");
+    }
 
     void inputs(std::size_t least, std::size_t most) const {
         if (step_.inputs.size() < least || step_.inputs.size() > most) {
@@ -175,6 +187,13 @@ class StepChecker {
         if (schedule_.tensors[static_cast<std::size_t>(a.weight)].elements() >
             kMaxStepMacs / (output().height * output().width)) {
             fail("costs more than 2^48 multiply-adds");
+        }
+        if (schedule_.is_int8(step_)) {
+            const std::int64_t terms = schedule_.tensors[static_cast<std::size_t>(a.weight)].elements() / out_channels;
+            if (terms > kMaxInt8Terms) {
+                fail("has sums of " + std::to_string(terms) + " terms; in 8 bits at most " +
+                     std::to_string(kMaxInt8Terms) + " are allowed, let it read a float32 plane");
+            }
         }
         per_channel(a.bias, "bias", out_channels);
         per_channel(a.scale, "scale", out_channels);
@@ -362,8 +381,13 @@ void check_planes(const Schedule& schedule) {
                                 size_text(plane.height, plane.width) + "; sides lie in 1.." + std::to_string(kMaxSide) +
                                 ", and there are at most 2^36 numbers");
         }
-        if (plane.dtype == Dtype::uint8) {
-            throw ScheduleError("plane '" + plane.name + "' has 8 bits, which this build does not read");
+        const float scale = plane.quantisation.scale;
+        const std::int32_t zero = plane.quantisation.zero_point;
+        const bool grid = std::isfinite(scale) && scale > 0 && std::isfinite(1 / scale) && zero >= 0 && zero <= 255;
+        if (plane.is_bytes() && !grid) {
+            throw ScheduleError("plane '" + plane.name + "' is uint8 with scale " + std::to_string(scale) +
+                                " and zero point " + std::to_string(zero) +
+                                "; scales are above 0 and finite, zero points 0..255");
         }
         if (!names.insert(plane.name).second) throw ScheduleError("two planes are called '" + plane.name + "'");
     }
@@ -398,7 +422,16 @@ void check_order(const Schedule& schedule) {
         }
         ready[static_cast<std::size_t>(plane)] = true;
     };
-    for (const int plane : schedule.inputs) write(plane, "an input");
+    const auto check_float = [&](int plane, const char* what) {
+        if (schedule.planes[static_cast<std::size_t>(plane)].is_bytes()) {
+            throw ScheduleError(std::string(what) + " '" + schedule.planes[static_cast<std::size_t>(plane)].name +
+                                "' is uint8; what goes in and out of a network is float32");
+        }
+    };
+    for (const int plane : schedule.inputs) {
+        write(plane, "an input");
+        check_float(plane, "the input");
+    }
     for (const Step& step : schedule.steps) {
         for (const int plane : step.inputs) {
             check_number(plane);
@@ -414,6 +447,7 @@ void check_order(const Schedule& schedule) {
     for (const auto& [name, plane] : schedule.outputs) {
         check_number(plane);
         if (!ready[static_cast<std::size_t>(plane)]) throw ScheduleError("output '" + name + "' is never computed");
+        check_float(plane, "the output");
         if (!names.insert(name).second) throw ScheduleError("two outputs are called '" + name + "'");
     }
 }
@@ -434,7 +468,7 @@ void check_groups(const Schedule& schedule) {
             const Step& step = schedule.steps[i];
             const Attributes &a = head.attributes, &b = step.attributes;
             if (head.op != Op::conv2d || step.op != Op::conv2d || a.weight != b.weight || a.groups != b.groups ||
-                !same_axis(a.y, b.y) || !same_axis(a.x, b.x)) {
+                schedule.is_int8(head) != schedule.is_int8(step) || !same_axis(a.y, b.y) || !same_axis(a.x, b.x)) {
                 throw ScheduleError("step '" + step.name + "' is in one group with '" + head.name +
                                     "' but is not the same convolution");
             }
@@ -585,6 +619,10 @@ std::int64_t TensorShape::elements() const {
     std::int64_t product = 1;
     for (const std::int64_t length : shape) product *= length;
     return product;
+}
+
+bool Schedule::is_int8(const Step& step) const {
+    return step.op == Op::conv2d && planes[static_cast<std::size_t>(step.inputs[0])].is_bytes();
 }
 
 ConvSpec Schedule::conv_spec(const Step& step) const {

@@ -190,8 +190,18 @@ Schedule read_schedule(const std::uint8_t* data, std::size_t size) {
                                 "; there are " + std::to_string(kDtypes));
         }
         plane.dtype = static_cast<Dtype>(dtype);
-        plane.scale = reader.real();
-        plane.zero_point = reader.number<std::int64_t>();
+        const double scale = reader.real();
+        plane.quantisation.scale = static_cast<float>(scale);
+        if (static_cast<double>(plane.quantisation.scale) != scale) {
+            throw ScheduleError("plane '" + plane.name + "' has scale " + std::to_string(scale) +
+                                ", which is no fp32 number");
+        }
+        const auto zero_point = reader.number<std::int64_t>();
+        if (zero_point < 0 || zero_point > 255) {
+            throw ScheduleError("plane '" + plane.name + "' has zero point " + std::to_string(zero_point) +
+                                "; zero points lie in 0..255");
+        }
+        plane.quantisation.zero_point = static_cast<std::int32_t>(zero_point);
         schedule.planes.push_back(std::move(plane));
     }
     for (std::size_t i = reader.count(5); i > 0; --i) {
@@ -230,8 +240,8 @@ std::vector<std::uint8_t> write_schedule(const Schedule& schedule) {
         writer.number(plane.width);
         writer.number(static_cast<std::uint8_t>(plane.keep ? 1 : 0));
         writer.number(static_cast<std::uint8_t>(plane.dtype));
-        writer.real(plane.scale);
-        writer.number(plane.zero_point);
+        writer.real(static_cast<double>(plane.quantisation.scale));
+        writer.number(static_cast<std::int64_t>(plane.quantisation.zero_point));
     }
     writer.count(schedule.tensors.size());
     for (const TensorShape& tensor : schedule.tensors) {

@@ -57,8 +57,15 @@ void copy_to_planar(const View<float>& view, const Window& window, float* values
     }
 }
 
-void fill_nan(float* values, std::int64_t count) {
-    std::fill(values, values + count, std::numeric_limits<float>::quiet_NaN());
+// Bytes that show where a cell is read before it is written: NaN in fp32; uint8 has none, so a value that is unlikely.
+void fill_poison(std::uint8_t* bytes, std::int64_t count, Dtype dtype) {
+    if (dtype == Dtype::uint8) {
+        std::fill(bytes, bytes + count, std::uint8_t{0xA5});
+        return;
+    }
+    auto* const values = reinterpret_cast<float*>(bytes);
+    std::fill(values, values + count / static_cast<std::int64_t>(sizeof(float)),
+              std::numeric_limits<float>::quiet_NaN());
 }
 
 bool covers(const std::vector<Window>& windows, const Window& window) {
@@ -233,7 +240,7 @@ struct Session::State {
 
     std::int64_t plane_bytes(int number) const {
         const Plane& p = plane(number);
-        return p.channels * p.height * p.width * static_cast<std::int64_t>(sizeof(float));
+        return p.channels * p.height * p.width * p.element_bytes();
     }
 
     void reserve_memory() {
@@ -247,43 +254,67 @@ struct Session::State {
                 const int number = static_cast<int>(i);
                 if (!kept_plane[i] || current->pieces[i].count == 0 || memory[i].data() != nullptr) continue;
                 memory[i] = Block(static_cast<std::size_t>(plane_bytes(number)), true);
-                if (options.poison) fill_nan(reinterpret_cast<float*>(memory[i].data()), plane_bytes(number) / 4);
+                if (options.poison) fill_poison(memory[i].data(), plane_bytes(number), plane(number).dtype);
             }
         } catch (const std::bad_alloc&) {
             throw ExecutionError("out of memory: the workspace of this run has " + std::to_string(bytes) +
                                  " bytes; ask for smaller windows or a smaller input");
         }
         views.assign(schedule.planes.size(), {});
+        byte_views.assign(schedule.planes.size(), {});
         for (std::size_t i = 0; i < views.size(); ++i) {
             const Plane& p = schedule.planes[i];
-            const int position = program.input_position(static_cast<int>(i));
-            if (kept_plane[i] && memory[i].data() != nullptr) {
-                views[i] =
-                    dense_view(reinterpret_cast<float*>(memory[i].data()), p.whole(), p.height, p.width, p.channels);
-            } else if (position >= 0 && p.is_flat() && !flat[at(position)].empty()) {
-                views[i] = dense_view(flat[at(position)].data(), p.whole(), 1, 1, p.channels);
-            } else if (current->offsets[i] >= 0) {
-                views[i] = dense_view(reinterpret_cast<float*>(arena.data() + current->offsets[i]), current->extents[i],
-                                      p.height, p.width, p.channels);
+            if (p.is_bytes()) {
+                byte_views[i] = view_of<std::uint8_t>(static_cast<int>(i), &no_byte);
             } else {
-                // Read for its padding alone, or not at all.
-                views[i] = dense_view(&nothing, Window{}, p.height, p.width, p.channels);
+                views[i] = view_of<float>(static_cast<int>(i), &nothing);
             }
         }
+    }
+
+    // elsewhere: where a plane lies that is read for its padding alone, or not at all.
+    template <typename T>
+    View<T> view_of(int number, T* elsewhere) {
+        const std::size_t i = at(number);
+        const Plane& p = schedule.planes[i];
+        const int position = program.input_position(number);
+        if (kept_plane[i] && memory[i].data() != nullptr) {
+            return dense_view(reinterpret_cast<T*>(memory[i].data()), p.whole(), p.height, p.width, p.channels);
+        }
+        if (position >= 0 && p.is_flat() && !flat[at(position)].empty()) {
+            return dense_view(reinterpret_cast<T*>(flat[at(position)].data()), p.whole(), 1, 1, p.channels);
+        }
+        if (current->offsets[i] >= 0) {
+            return dense_view(reinterpret_cast<T*>(arena.data() + current->offsets[i]), current->extents[i], p.height,
+                              p.width, p.channels);
+        }
+        return dense_view(elsewhere, Window{}, p.height, p.width, p.channels);
+    }
+
+    // A window of a plane as real values; those of a uint8 plane are put into `storage`.
+    View<float> real_view(int number, const Window& window, std::vector<float>& storage) {
+        const Plane& p = plane(number);
+        if (!p.is_bytes()) return views[at(number)];
+        storage.resize(static_cast<std::size_t>(area(window) * p.channels));
+        const View<float> view = dense_view(storage.data(), window, p.height, p.width, p.channels);
+        dequantise(byte_views[at(number)], p.quantisation, view, window, pool);
+        return view;
     }
 
     // What is about to be written holds NaN, so that a cell that is read before shows.
     void poison(int number) {
         if (!options.poison || current->offsets[at(number)] < 0) return;
         const Window& extent = current->extents[at(number)];
-        fill_nan(views[at(number)].data, area(extent) * plane(number).channels);
+        const Plane& p = plane(number);
+        fill_poison(arena.data() + current->offsets[at(number)], area(extent) * p.channels * p.element_bytes(),
+                    p.dtype);
     }
 
     std::int64_t kept_bytes() const {
         std::int64_t bytes = 0;
         for (std::size_t i = 0; i < valid.size(); ++i) {
             for (const Window& window : valid[i]) {
-                bytes += area(window) * schedule.planes[i].channels * static_cast<std::int64_t>(sizeof(float));
+                bytes += area(window) * schedule.planes[i].channels * schedule.planes[i].element_bytes();
             }
         }
         return bytes;
@@ -299,7 +330,7 @@ struct Session::State {
         if (!options.poison) return;
         for (std::size_t i = 0; i < memory.size(); ++i) {
             if (memory[i].data() == nullptr) continue;
-            fill_nan(reinterpret_cast<float*>(memory[i].data()), plane_bytes(static_cast<int>(i)) / 4);
+            fill_poison(memory[i].data(), plane_bytes(static_cast<int>(i)), schedule.planes[i].dtype);
         }
     }
 
@@ -398,7 +429,9 @@ struct Session::State {
     }
 
     void compute(const Step& head) {
+        if (schedule.is_int8(head)) return convolve_int8();
         if (head.op == Op::conv2d) return convolve();
+        if (head.op == Op::convert) return convert(head);
         const Attributes& a = head.attributes;
         const StepWeights& weights = program.weights(members.front());
         const Plan::Range range = current->apart[at(head.output)];
@@ -448,8 +481,8 @@ struct Session::State {
                     break;
                 }
                 case Op::conv2d:
-                case Op::external:
                 case Op::convert:
+                case Op::external:
                     break;
             }
         }
@@ -479,10 +512,57 @@ struct Session::State {
         conv2d(program.weights(members.front()).conv, jobs.data(), jobs.size(), pool);
     }
 
+    void convolve_int8() {
+        int8_jobs.clear();
+        for (const std::size_t i : members) {
+            const Step& step = schedule.steps[i];
+            const StepWeights& weights = program.weights(i);
+            Int8ConvJob job;
+            job.input = byte_views[at(step.inputs[0])];
+            job.input_quantisation = plane(step.inputs[0]).quantisation;
+            job.output = views[at(step.output)];
+            job.quantised_output = byte_views[at(step.output)];
+            job.output_quantisation = plane(step.output).quantisation;
+            job.scale = weights.scale;
+            job.bias = weights.bias;
+            if (step.inputs.size() > 1) {
+                job.residual = views[at(step.inputs[1])];
+                job.quantised_residual = byte_views[at(step.inputs[1])];
+                job.residual_quantisation = plane(step.inputs[1]).quantisation;
+                job.residual_factor = step.attributes.residual_factor;
+            }
+            job.activation = step.attributes.activation;
+            const Plan::Range range = current->apart[at(step.output)];
+            for (const Window* piece = current->begin(range); piece != current->end(range); ++piece) {
+                job.window = *piece;
+                int8_jobs.push_back(job);
+            }
+        }
+        conv2d_int8(program.weights(members.front()).int8, int8_jobs.data(), int8_jobs.size(), pool,
+                    active_int8_kernel());
+    }
+
+    void convert(const Step& step) {
+        const int from = step.inputs[0], to = step.output;
+        const Plan::Range range = current->apart[at(to)];
+        for (const Window* piece = current->begin(range); piece != current->end(range); ++piece) {
+            if (plane(to).is_bytes()) {
+                std::vector<float> storage;
+                quantise(real_view(from, *piece, storage), plane(to).quantisation, byte_views[at(to)], *piece, pool);
+            } else if (plane(from).is_bytes()) {
+                dequantise(byte_views[at(from)], plane(from).quantisation, views[at(to)], *piece, pool);
+            } else {
+                add(views[at(from)], {}, Activation::none, views[at(to)], *piece, pool);
+            }
+        }
+    }
+
     // Copies what was asked of a plane as soon as it is there, so that its memory is free afterwards.
     void deliver(int number) {
         for (const OutputRequest& output : outputs) {
-            if (output.plane == number) copy_to_planar(views[at(number)], output.window, output.values);
+            if (output.plane != number) continue;
+            std::vector<float> storage;
+            copy_to_planar(real_view(number, output.window, storage), output.window, output.values);
         }
     }
 
@@ -506,7 +586,7 @@ struct Session::State {
             if (!kept_plane[i] || !done[i]) continue;
             const Plan::Range range = current->apart[i];
             for (const Window* piece = current->begin(range); piece != current->end(range); ++piece) {
-                touched_bytes += area(*piece) * schedule.planes[i].channels * static_cast<std::int64_t>(sizeof(float));
+                touched_bytes += area(*piece) * schedule.planes[i].channels * schedule.planes[i].element_bytes();
                 add_disjoint(valid[i], *piece, kMaxKeptWindows);
             }
         }
@@ -539,21 +619,24 @@ struct Session::State {
     std::int64_t touched_bytes = 0;
     Block arena;
     float nothing = 0;
+    std::uint8_t no_byte = 0;
 
     bool is_open = false;
     std::shared_ptr<const Plan> current;
-    std::vector<View<float>> views;            // per plane
-    std::vector<std::vector<float>> flat;      // per input
-    std::vector<bool> done;                    // per plane: its pieces are computed
-    std::vector<std::vector<Window>> written;  // per plane of an external step
-    std::size_t cursor = 0;                    // steps before it have run
-    int gone_before = 0;                       // planes whose last launch lies before it may be overwritten
+    std::vector<View<float>> views;              // per fp32 plane
+    std::vector<View<std::uint8_t>> byte_views;  // per uint8 plane
+    std::vector<std::vector<float>> flat;        // per input
+    std::vector<bool> done;                      // per plane: its pieces are computed
+    std::vector<std::vector<Window>> written;    // per plane of an external step
+    std::size_t cursor = 0;                      // steps before it have run
+    int gone_before = 0;                         // planes whose last launch lies before it may be overwritten
     std::vector<OutputRequest> outputs;
     bool profile = false;
     bool print = false;
     std::vector<ProfileRow> rows;
     std::vector<std::size_t> members;  // of the launch at hand
     std::vector<ConvJob> jobs;
+    std::vector<Int8ConvJob> int8_jobs;
 };
 
 Session::Session(std::shared_ptr<const Program> program, std::shared_ptr<ThreadPool> pool, SessionOptions options)
@@ -707,7 +790,8 @@ void Session::read(int plane, const Window& window, float* values) {
     if (!covers(known, window)) {
         throw RequestError(to_text(window) + " of plane '" + name + "' is not computed; run the steps before it");
     }
-    const View<float>& view = state.views[at(plane)];
+    std::vector<float> storage;
+    const View<float> view = state.real_view(plane, window, storage);
     const std::int64_t row = (window.x1 - window.x0) * view.channels;
     for (std::int64_t y = window.y0; y < window.y1; ++y) {
         std::copy_n(view.at(y, window.x0), row, values + (y - window.y0) * row);

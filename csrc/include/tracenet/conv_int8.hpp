@@ -58,6 +58,11 @@ struct Int8ConvJob {
 // Bytes that pack_int8_conv writes. Throws InputError for a spec that is not a convolution or has too many terms.
 std::int64_t packed_int8_conv_bytes(const ConvSpec& spec);
 
+// fp32 weights of that shape, in rows of `terms` for each of `channels` outputs, to the integers nearest to
+// weight / scale[o], scale[o] = max|weight[o]| / 127 (1 where all are 0). Throws InputError where one is not finite.
+void quantise_weights(const float* weights, std::int64_t channels, std::int64_t terms, std::int8_t* quantised,
+                      float* scale);
+
 // [out, in / groups, kernel_y, kernel_x] row-major -> packed order.
 void pack_int8_conv(const ConvSpec& spec, const std::int8_t* weights, std::int8_t* packed);
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "tracenet/conv.hpp"
+#include "tracenet/conv_int8.hpp"
 #include "tracenet/kernels.hpp"
 #include "tracenet/schedule.hpp"
 #include "tracenet/thread_pool.hpp"
@@ -27,6 +28,7 @@ inline constexpr std::uint32_t kProgramVersion = 1;
 // Where a step's weights lie in the packed data.
 struct StepWeights {
     PackedConv conv;
+    PackedInt8Conv int8;  // instead, where the step is an 8-bit convolution
     const float* bias = nullptr;
     const float* scale = nullptr;
 };

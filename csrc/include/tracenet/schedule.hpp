@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "tracenet/conv.hpp"
+#include "tracenet/conv_int8.hpp"
 #include "tracenet/kernels.hpp"
 #include "tracenet/window.hpp"
 
@@ -56,10 +57,10 @@ struct Plane {
     std::int64_t width = 0;
     bool keep = false;
     Dtype dtype = Dtype::float32;
-    double scale = 1.0;  // uint8: q stands for (q - zero_point) * scale
-    std::int64_t zero_point = 0;
+    Quantisation quantisation;  // of a uint8 plane
 
-    std::int64_t element_bytes() const { return dtype == Dtype::uint8 ? 1 : 4; }
+    bool is_bytes() const { return dtype == Dtype::uint8; }
+    std::int64_t element_bytes() const { return is_bytes() ? 1 : static_cast<std::int64_t>(sizeof(float)); }
     Window whole() const { return {0, height, 0, width}; }
     // One cell: flat values such as mask parameters.
     bool is_flat() const { return height == 1 && width == 1; }
@@ -110,6 +111,9 @@ struct Schedule {
     std::vector<Step> steps;
     std::vector<int> inputs;
     std::vector<std::pair<std::string, int>> outputs;
+
+    // Does a conv2d step read a uint8 plane? Then its weight is quantised when a program is built.
+    bool is_int8(const Step& step) const;
 
     // The convolution of a conv2d or stem step.
     ConvSpec conv_spec(const Step& step) const;
