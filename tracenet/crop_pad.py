@@ -34,8 +34,8 @@ Store = Mapping[str, list[Patch]]
 """Node name -> patches already known."""
 
 
-class _Values:
-    """Tensors of the nodes computed so far; a rule's :class:`~tracenet.rft.rules.registry.Reader`."""
+class Values:
+    """Values of nodes known so far, as patches by node; a rule's :class:`~tracenet.rft.rules.registry.Reader`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -149,7 +149,7 @@ def run_plan(
         ExecutionError: a node failed; the message names it and what it was computing.
     """
     first = inputs[0]
-    values = _Values(first.tensor.device if isinstance(first, Patch) else first.device)
+    values = Values(first.tensor.device if isinstance(first, Patch) else first.device)
     position = {node: i for i, node in enumerate(plan.graph.inputs)}
     uses = _uses(plan)
     wanted: set[str] = set(keep)
@@ -164,7 +164,7 @@ def run_plan(
                 cut = crop_patch if isinstance(given, Patch) else crop_output
                 computed = [Patch(entry.window, cut(node, given, entry.window))]  # type: ignore[arg-type]
             else:
-                computed = [Patch(piece, _compute(node, piece, values)) for piece in entry.pieces]
+                computed = [Patch(piece, compute_node(node, piece, values)) for piece in entry.pieces]
             values.patches[node] = [*(store or {}).get(node.name, ()), *computed]
             if node.name in wanted and computed:
                 kept[node.name] = computed
@@ -189,7 +189,12 @@ def _uses(plan: Plan) -> Counter[Node]:
     return uses
 
 
-def _compute(node: Node, window: Window, values: _Values) -> Tensor:
+def compute_node(node: Node, window: Window, values: Values) -> Tensor:
+    """``window`` of a node by its rule, from values of its producers.
+
+    Raises:
+        ExecutionError: the operation failed or gave another shape than the window's.
+    """
     try:
         tensor = find_rule(node).run(node, window, values)
     except TraceNetError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +15,12 @@ from tracenet.crop_pad import Patch
 from tracenet.graph import Graph, Node, capture, fold_batch_norm
 from tracenet.rft.layouts import infer_layouts
 from tracenet.rft.trace import Kept, Plan, plan_windows
-from tracenet_kernels.errors import BackendError, InputError, RequestError
+from tracenet_kernels.backends import AUTO, BACKENDS, choose
+from tracenet_kernels.errors import InputError, RequestError, ScheduleError
 from tracenet_kernels.window import Window
 
-BACKENDS = ("torch",)
+if TYPE_CHECKING:
+    from tracenet.engine.execute import NativeExecutor
 
 Inputs = Tensor | Patch | Sequence[Tensor | Patch]
 """The network's inputs: one or a sequence, each full size or a :class:`~tracenet.crop_pad.Patch` of it."""
@@ -32,6 +36,9 @@ class TracedModel:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         infer_layouts(graph)
+        self._native: NativeExecutor | None = None
+        self._native_lock = threading.Lock()
+        self._twin: weakref.ref[TracedModel] | None = None
 
     @property
     def output_names(self) -> list[str]:
@@ -49,7 +56,8 @@ class TracedModel:
             inputs: the network's inputs, as given to :func:`trace` (one tensor or a sequence). Instead of a full-size
                 tensor, a patch that holds the window the plan reads: ``Patch(plan.windows["image"], crop)``.
             plan: from :meth:`plan` of this object.
-            backend: ``"torch"``, the crop-and-pad path.
+            backend: ``"torch"``, the crop-and-pad path; ``"native"``, the C++ kernels, in place on windows, for fp32 on
+                the CPU and one image (what has no kernel runs in PyTorch); ``"auto"``, native where it can be.
 
         Returns:
             the requested windows, keyed like the request.
@@ -57,7 +65,7 @@ class TracedModel:
         Raises:
             InputError: an input's shape or dtype differs from the captured one, or a patch does not hold its window.
             RequestError: the plan belongs to another capture.
-            BackendError: the backend is not known.
+            BackendError: the backend is not known, not available, or does not fit the network, inputs or plan.
             ExecutionError: a node failed; the message names it.
         """
         outputs, _ = self.run_keeping(inputs, plan, backend=backend)
@@ -71,9 +79,11 @@ class TracedModel:
         keep: Sequence[str] = (),
         backend: str = "torch",
     ) -> tuple[dict[int | str, Tensor], dict[str, list[crop_pad.Patch]]]:
-        """As :meth:`run`, with kept patches from ``store``; also gives what was computed of the nodes in ``keep``."""
-        if backend not in BACKENDS:
-            raise BackendError(f"backend {backend!r} is not available; choose one of {BACKENDS}")
+        """As :meth:`run`, with kept patches from ``store``; also gives what was computed of the nodes in ``keep``.
+
+        Stores of patches belong to the torch backend: in the native one a :class:`tracenet.engine.session.Session`
+        keeps planes itself.
+        """
         if not isinstance(plan, Plan):
             raise RequestError(f"run got a {type(plan).__name__} as its plan; pass what plan() of this object returned")
         if plan.graph is not self.graph:
@@ -81,7 +91,30 @@ class TracedModel:
         unknown = [name for name in keep if name not in self.graph.by_name]
         if unknown:
             raise RequestError(f"{unknown[0]!r} is to be kept but is not a node; use the names in plan.windows")
-        return crop_pad.run_plan(plan, self._check(inputs, plan), store, keep)
+        given = self._check(inputs, plan)
+        obstacle = ""
+        if backend in ("native", AUTO) and BACKENDS["native"].available:
+            obstacle = "patches are kept by the caller" if store or keep else self._obstacle(plan, given)
+        if choose(backend, {"native": obstacle}) == "native":
+            return self._executor().run(plan, given), {}
+        return crop_pad.run_plan(plan, given, store, keep)
+
+    def _executor(self) -> NativeExecutor:
+        """The native program and a session, made when first asked for."""
+        from tracenet.engine.execute import NativeExecutor
+
+        with self._native_lock:
+            if self._native is None:
+                twin = None if self._twin is None else self._twin()
+                self._native = NativeExecutor(self.graph, None if twin is None else twin._native)
+            return self._native
+
+    def _obstacle(self, plan: Plan, inputs: Sequence[Tensor | Patch]) -> str:
+        """Why the native backend does not run a plan; an empty string where it does."""
+        try:
+            return self._executor().obstacle(plan, inputs)
+        except (InputError, ScheduleError) as error:
+            return f"the network has no schedule ({error})"
 
     def _check(self, inputs: Inputs, plan: Plan) -> list[Tensor | Patch]:
         given: list[Any] = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
@@ -103,7 +136,11 @@ class TracedModel:
         return given
 
     def share_weights(self, other: TracedModel) -> None:
-        """Use the stored tensors of another capture of the same model where they are equal, so that they exist once."""
+        """Use the stored tensors of another capture of the same model where they are equal, so that they exist once.
+
+        The same goes for what the native backend packs of them.
+        """
+        self._twin = weakref.ref(other)
         for node in self.graph.nodes:
             twin = other.graph.by_name.get(node.name)
             if node.value is None or twin is None or twin.value is None or node.value.device != twin.value.device:
@@ -112,7 +149,9 @@ class TracedModel:
                 node.value = twin.value
 
     def to(self, device: torch.device | str) -> TracedModel:
-        """Move the stored weights to a device, in place."""
+        """Move the stored weights to a device, in place; the native backend's copy of them is dropped."""
+        with self._native_lock:
+            self._native = None
         for node in self.graph.nodes:
             if node.value is not None:
                 node.value = node.value.to(device)

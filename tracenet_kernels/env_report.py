@@ -12,6 +12,7 @@ import platform
 import torch
 
 from tracenet_kernels import native
+from tracenet_kernels.backends import BACKENDS
 
 _PACKAGES = ("tracenet", "torch", "numpy", "triton", "onnxruntime")
 
@@ -45,12 +46,8 @@ def _gpus() -> list[str]:
 
 
 def _backends() -> list[tuple[str, str]]:
-    built = "the C++ extension is built but holds no kernels yet" if native.available() else native.why_not()
-    return [
-        ("backend torch", "available"),
-        ("backend native", f"not available: {built}"),
-        ("backend triton", "not available: no kernels yet"),
-    ]
+    rows = [(f"backend {b.name}", f"{b.what}, " + (b.why_not() or "available")) for b in BACKENDS.values()]
+    return [*rows, ("backend triton", "not available: no kernels yet")]
 
 
 def report() -> str:

@@ -75,20 +75,19 @@ void from_planar(const float* planes, std::int64_t channel_stride, std::int64_t 
     check_view(output, "the output");
     check_window(window, output, "the output");
     if (window.is_empty()) return;
-    // The planes as a view of one plane whose rows are the rows of all channels.
-    if (output.channels > 1 && channel_stride < checked_mul(row_stride, output.height - 1) + output.width) {
+    const std::int64_t rows = window.y1 - window.y0, width = window.x1 - window.x0;
+    if (output.channels > 1 && channel_stride < checked_mul(row_stride, rows - 1) + width) {
         throw InputError("planes " + std::to_string(channel_stride) + " elements apart with rows " +
-                         std::to_string(row_stride) + " apart overlap on a plane of " + std::to_string(output.height) +
-                         " x " + std::to_string(output.width) + "; pass larger strides");
+                         std::to_string(row_stride) + " apart overlap on a window of " + std::to_string(rows) + " x " +
+                         std::to_string(width) + "; pass larger strides");
     }
     const std::int64_t channels = output.channels;
-    const Window plane{0, output.height, 0, output.width};
+    const std::int64_t first = window.y0 * row_stride + window.x0;
     for (std::int64_t c = 0; c < channels; ++c) {
-        const float* const data = planes == nullptr ? nullptr : planes + c * channel_stride;
-        const View<const float> one{data, plane, output.height, output.width, 1, row_stride, 1};
+        const float* const data = planes == nullptr ? nullptr : planes + c * channel_stride + first;
+        const View<const float> one{data, window, output.height, output.width, 1, row_stride, 1};
         check_reads_and_writes(shape_of(one), window, "the planar image", shape_of(output), window);
     }
-    const std::int64_t width = window.x1 - window.x0;
     for_bands(pool, window, width * channels * 8, [&](std::int64_t y0, std::int64_t y1) {
         // Blocks of columns: the planes are read in lines and the pixels written while they are in the cache.
         constexpr std::int64_t kBlock = 64;

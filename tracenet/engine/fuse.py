@@ -86,9 +86,7 @@ class Fusion:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.drafts: dict[Node, Draft] = {}
-        self._source: dict[Node, Node] = {}
-        for node in graph.nodes:
-            self._source[node] = self.source(node.args[0]) if patterns.is_unchanged(node) else node
+        self._source = patterns.sources(graph)
         self._outputs = {self.source(node) for node in graph.outputs.values()}
         self._uses = Counter(
             self.source(operand)

@@ -8,6 +8,7 @@ import numpy as np
 
 from tracenet.engine.fuse import Draft, Fusion, Stored
 from tracenet.engine.order import arrange
+from tracenet.engine.patterns import is_plane, is_vector
 from tracenet.engine.schedule import Plane, Schedule, Step
 from tracenet.graph.graph import Graph, Node
 from tracenet.kept import kept_names
@@ -16,8 +17,8 @@ from tracenet.kept import kept_names
 def lower(graph: Graph) -> Schedule:
     """Fuse a graph's nodes into steps and put them in order.
 
-    What no kernel computes becomes a step ``external`` of one node. Its values, and the network's inputs, may be
-    anything: a plane then only says how many numbers there are. Steps of kernels read fp32 planes of one image.
+    What no kernel computes becomes a step ``external`` of one node. Such steps may read and give anything; a value
+    that is neither a plane of one image nor a vector, both fp32, stands as one cell of one channel.
 
     Args:
         graph: captured, layouts inferred (as in :attr:`tracenet.TracedModel.graph`).
@@ -42,8 +43,9 @@ def lower(graph: Graph) -> Schedule:
 
 
 def _plane(node: Node, keep: bool) -> Plane:
-    height, width = node.plane
-    return Plane(node.name, math.prod(node.shape) // (height * width), height, width, keep)
+    if not is_plane(node):
+        return Plane(node.name, math.prod(node.shape) if is_vector(node) else 1, 1, 1, keep)
+    return Plane(node.name, node.shape[1], *node.plane, keep)
 
 
 def _step(draft: Draft, group: int, number: dict[Node, int], tensors: dict[str, np.ndarray]) -> Step:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tracenet.graph.fold import BATCH_NORMS, is_batch_norm
-from tracenet.graph.graph import Node
+from tracenet.graph.graph import Graph, Node
 from tracenet.rft.rules.convolution import ConvSpec, conv_spec
 from tracenet.rft.rules.pooling import Pool
 from tracenet.rft.rules.registry import find_rule
@@ -62,6 +62,14 @@ def is_unchanged(node: Node) -> bool:
             for taps, size in zip(rule.taps(node), node.plane, strict=True)
         )
     return False
+
+
+def sources(graph: Graph) -> dict[Node, Node]:
+    """For every node the one that computes its values: itself, or what it passes on unchanged."""
+    source: dict[Node, Node] = {}
+    for node in graph.nodes:
+        source[node] = source[node.args[0]] if is_unchanged(node) else node
+    return source
 
 
 def array(node: Node) -> np.ndarray:

@@ -79,7 +79,8 @@ struct PixelNorm {
 void normalise_pixels(const PixelNorm& norm, View<const std::uint8_t> photo, View<float> output, const Window& window,
                       ThreadPool& pool);
 
-// Planar floats [3 or any C, H, W] (what torch holds) to NHWC. planes: channel 0 of cell (0, 0) of a full plane.
+// Planar floats [3 or any C, H, W] (what torch holds) to NHWC. planes: channel 0 of cell (0, 0), which need not lie in
+// memory: cells of the window alone are read.
 void from_planar(const float* planes, std::int64_t channel_stride, std::int64_t row_stride, View<float> output,
                  const Window& window, ThreadPool& pool);
 
