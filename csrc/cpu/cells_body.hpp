@@ -14,7 +14,7 @@ template <int N>
 struct Lanes {
     static constexpr int width = N;
     typedef float Float __attribute__((vector_size(4 * N)));
-    typedef std::int32_t Int __attribute__((vector_size(4 * N)));
+    typedef std::uint32_t Bits __attribute__((vector_size(4 * N)));
     typedef float Unaligned __attribute__((vector_size(4 * N), aligned(4), may_alias));
 
     static Float load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
@@ -25,7 +25,7 @@ template <>
 struct Lanes<1> {
     static constexpr int width = 1;
     using Float = float;
-    using Int = std::int32_t;
+    using Bits = std::uint32_t;
 
     static Float load(const float* from) { return *from; }
     static void store(float* to, Float value) { *to = value; }
@@ -52,7 +52,7 @@ inline V relu(V value) {
 template <typename L>
 inline typename L::Float exponential(typename L::Float z) {
     using V = typename L::Float;
-    using I = typename L::Int;
+    using Bits = typename L::Bits;
     const V zero{};
     const V top = zero + 87.0F;
     const V bottom = zero - 87.0F;
@@ -70,9 +70,9 @@ inline typename L::Float exponential(typename L::Float z) {
     p = p * r + 1.6666665459e-1F;
     p = p * r + 5.0000001201e-1F;
     p = p * r * r + r + 1.0F;
-    I bits;
+    Bits bits;
     __builtin_memcpy(&bits, &shifted, sizeof(bits));
-    bits = (bits - 0x4B400000 + 127) * (1 << 23);
+    bits = (bits - 0x4B400000U + 127U) << 23;
     V power;
     __builtin_memcpy(&power, &bits, sizeof(power));
     return p * power;
@@ -83,11 +83,13 @@ void maximum(const float* const* taps, std::int64_t count, std::int64_t n, float
         using L = decltype(lanes);
         using V = typename L::Float;
         V best = V{} - __builtin_inff();
+        V nan{};  // the last NaN met: apart from the maximum, so that neither waits for the other
         for (std::int64_t t = 0; t < count; ++t) {
             const V value = L::load(taps[t] + i);
-            best = (value > best) | (value != value) ? value : best;
+            best = value > best ? value : best;
+            nan = value == value ? nan : value;
         }
-        L::store(out + i, best);
+        L::store(out + i, nan == nan ? best : nan);
     });
 }
 

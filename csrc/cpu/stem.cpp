@@ -18,7 +18,7 @@ namespace tracenet {
 namespace {
 
 // Part of a second-level cache, which the convolution's inputs and weights share.
-constexpr std::int64_t kStripBytes = 256 * 1024;
+constexpr std::int64_t kStripBytes = 512 * 1024;
 // A band computes the rows it shares with the band above once more, so bands are not made thinner than this.
 constexpr std::int64_t kRowsPerBand = 8;
 

@@ -308,6 +308,17 @@ void cell_by_cell() {
     }
 }
 
+void sigmoid_of_extremes() {
+    const float infinity = std::numeric_limits<float>::infinity();
+    for (const std::int64_t columns : {1, 5, 16}) {  // one value per width of vectors
+        for (const float value : {kNan, infinity, -infinity, 1e30F, -1e30F, 0.0F}) {
+            Plane plane({0, 1, 0, columns}, 1, columns, 1, value);
+            sigmoid(plane.reading(), plane.view(), plane.extent, shared_pool());
+            for (const float result : plane.cells) CHECK_NEAR(result, 1.0 / (1.0 + std::exp(-value)), 1e-30);
+        }
+    }
+}
+
 void copied_channels() {
     const Plane input = random_plane(5, 6, 4);
     for (const Window& window : windows_of(5, 6)) {
@@ -440,13 +451,18 @@ struct Stem {
 };
 
 void stems() {
-    for (const std::int64_t channels : {5, 16}) {
-        const Stem net(channels, 5);
-        const Plane input = random_plane(39, 27, 3);
+    struct Size {
+        std::int64_t channels;
+        std::int64_t kernel;
+        std::int64_t width;
+    };
+    // Rows of the last one are so long that a strip holds few of them.
+    for (const auto [channels, kernel, width] : {Size{5, 5, 14}, Size{16, 5, 14}, Size{64, 3, 300}}) {
+        const Stem net(channels, kernel);
+        const Plane input = random_plane(39, 2 * width - 1, 3);
         const std::vector<float> bias(static_cast<std::size_t>(channels), 0.25F);
         constexpr std::int64_t kHeight = 20;
-        constexpr std::int64_t kWidth = 14;
-        Plane middle({0, kHeight, 0, kWidth}, kHeight, kWidth, channels, kNan);
+        Plane middle({0, kHeight, 0, width}, kHeight, width, channels, kNan);
         ConvJob job;
         job.input = input.reading();
         job.output = middle.view();
@@ -454,22 +470,21 @@ void stems() {
         job.bias = bias.data();
         job.activation = Activation::relu;
         conv2d(net.conv, &job, 1, shared_pool());
-        Plane expected({0, 10, 0, 7}, 10, 7, channels, kNan);
+        Plane expected({0, 10, 0, width / 2}, 10, width / 2, channels, kNan);
         max_pool2d(net.pool, middle.reading(), expected.view(), expected.extent, shared_pool());
-        for (const Window& window : windows_of(10, 7)) {
-            Plane output({0, 10, 0, 7}, 10, 7, channels, kNan);
-            const Window demand = pool_demand(net.pool, window, kHeight, kWidth);
+        for (const Window& window : windows_of(10, width / 2)) {
+            Plane output({0, 10, 0, width / 2}, 10, width / 2, channels, kNan);
+            const Window demand = pool_demand(net.pool, window, kHeight, width);
             Window reads{};
             if (!demand.is_empty()) {
                 const Span rows = conv_demand({demand.y0, demand.y1}, net.conv.spec.y);
                 const Span columns = conv_demand({demand.x0, demand.x1}, net.conv.spec.x);
-                reads = clip({rows.begin, rows.end, columns.begin, columns.end}, 39, 27);
+                reads = clip({rows.begin, rows.end, columns.begin, columns.end}, 39, 2 * width - 1);
             }
             const Plane part = input.part(reads);
-            stem(net.conv, bias.data(), kHeight, kWidth, net.pool, part.reading(), output.view(), window,
-                 shared_pool());
+            stem(net.conv, bias.data(), kHeight, width, net.pool, part.reading(), output.view(), window, shared_pool());
             for (std::int64_t y = 0; y < 10; ++y) {
-                for (std::int64_t x = 0; x < 7; ++x) {
+                for (std::int64_t x = 0; x < width / 2; ++x) {
                     const bool inside = window.y0 <= y && y < window.y1 && window.x0 <= x && x < window.x1;
                     for (std::int64_t c = 0; c < channels; ++c) {
                         CHECK_NEAR(output.at(y, x, c), inside ? expected.at(y, x, c) : kNan, 0.0);
@@ -583,6 +598,7 @@ int main() {
         {"NaN wins a maximum", &nan_wins_a_maximum},
         {"resizing", &resizing},
         {"cell by cell", &cell_by_cell},
+        {"sigmoid of extremes", &sigmoid_of_extremes},
         {"copied channels", &copied_channels},
         {"mask heads", &mask_heads},
         {"pixels", &pixels},
