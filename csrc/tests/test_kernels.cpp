@@ -547,7 +547,7 @@ void bad_input_is_refused() {
     CHECK_THROWS(copy_channels(input.reading(), 1, output.view(), {0, 1, 0, 1}, threads), InputError);
     CHECK_THROWS(mask_head({}, input.reading(), output.view(), {0, 1, 0, 1}, threads), InputError);
     CHECK_THROWS(from_planar(nullptr, 36, 6, output.view(), {0, 1, 0, 1}, threads), InputError);
-    CHECK_THROWS(from_planar(input.cells.data(), 35, 6, output.view(), {0, 1, 0, 1}, threads), InputError);
+    CHECK_THROWS(from_planar(input.cells.data(), 35, 6, output.view(), {0, 6, 0, 6}, threads), InputError);
     CHECK(std::all_of(output.cells.begin(), output.cells.end(), [](float value) { return std::isnan(value); }));
 }
 
