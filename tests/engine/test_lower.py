@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from tracenet.engine.schedule import OPS, Schedule, Step
 from tracenet.engine.table import schedule_table
 from tracenet.kept import kept_names
 from tracenet.models.heads import THETA_SIZES
+from tracenet.models.weights import BUNDLED
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.window import Window
 
@@ -272,3 +276,21 @@ def test_table(bundled_kind: tuple[tracenet.TracedModel, Schedule]) -> None:
     assert "[2, 3) x [3, 4)" in with_plan[-3]
     macs = [float(line[line.index("%") + 1 :].split()[0]) for line in with_plan[1:-2]]
     assert sum(macs) == pytest.approx(plan.macs / 1e6, rel=1e-2)
+
+
+@pytest.mark.skipif(
+    not (Path(tracenet.__file__).parent / "assets" / BUNDLED).is_file(), reason="the bundled checkpoint is absent"
+)
+def test_command_line() -> None:
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tracenet.engine", *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    result = run("--size", "128x96", "--click", "60,40", "--levels", "3-4", "--mask-cells", "4")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:6] == ["#", "op", "group", "kernel", "in", "out"]
+    assert lines[-1].startswith("this request: ") and "0 external" in lines[-2]
+    assert not any(line.split()[0] in ("61", "65") for line in lines[1:-2])  # P7 and the levels nobody asked for
+    refused = run("--size", "100x96")
+    assert refused.returncode == 2 and "32" in refused.stderr

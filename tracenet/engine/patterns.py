@@ -193,8 +193,8 @@ def resize(node: Node) -> tuple[str, dict[str, int], dict[str, float]] | None:
         length, out = node.args[0].plane[axis], node.plane[axis]
         scale = scale_factor(node, axis, nearest)
         candidates = {corner_ratio(length, out, s, align, np.float32) for s in ((scale, None) if nearest else (scale,))}
-        if not nearest and taps.weight is None:  # sizes agree on this axis alone: the formula would read a second tap
-            return None
+        if not nearest and taps.weight is None:  # sizes agree on this axis, which is then copied
+            candidates = {np.float32(1)}
         fitting = [
             r for r in candidates if not nearest or np.array_equal(nearest_cells(r, length, out), taps.taken[:, 0])
         ]
