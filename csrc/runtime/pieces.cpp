@@ -56,6 +56,12 @@ void subtract_all(const Window& a, const std::vector<Window>& others, std::vecto
     }
 }
 
+bool covers(const std::vector<Window>& windows, const Window& window) {
+    std::vector<Window> rest;
+    subtract_all(window, windows, rest);
+    return rest.empty();
+}
+
 void merge_windows(std::vector<Window>& windows) {
     std::sort(windows.begin(), windows.end(), larger);
     std::size_t kept = 0;

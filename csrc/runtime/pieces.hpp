@@ -25,6 +25,9 @@ inline Window join(const Window& a, const Window& b) {
 // Appends the cells of a that are in none of `others` (which may overlap) to `rest`, as disjoint windows.
 void subtract_all(const Window& a, const std::vector<Window>& others, std::vector<Window>& rest);
 
+// Is every cell of `window` in one of `windows`, which may overlap?
+bool covers(const std::vector<Window>& windows, const Window& window);
+
 // At most kMaxPieces windows that cover `windows`, as tracenet/rft/trace.py chooses them: the pair whose hull wastes
 // the smallest share is merged until few enough are left and every further merge would waste more than kMergeWaste.
 // They may overlap.

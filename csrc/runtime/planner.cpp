@@ -82,6 +82,21 @@ void missing(const Plane& plane, const Window& whole, const std::vector<Window>&
     merge_windows(pieces);
 }
 
+// Elementwise steps and convolutions may be written over an input of the same geometry that they read cell by cell.
+bool may_overwrite(const Schedule& schedule, const Step& step, std::size_t position) {
+    const Plane &input = schedule.planes[at(step.inputs[position])], &output = schedule.planes[at(step.output)];
+    if (input.dtype != output.dtype || input.channels != output.channels) return false;
+    if (step.op == Op::add) return true;
+    return step.op == Op::conv2d && position == 1 && step.attributes.residual_factor == 1 &&
+           step.inputs[0] != step.inputs[1];
+}
+
+// Is the step the only one of its launch?
+bool is_alone(const std::vector<int>& launches, std::size_t step) {
+    return (step == 0 || launches[step - 1] != launches[step]) &&
+           (step + 1 == launches.size() || launches[step + 1] != launches[step]);
+}
+
 struct Buffer {
     std::int64_t bytes = 0;
     int first = 0;
@@ -248,17 +263,23 @@ void place_buffers(const Program& program, const std::vector<bool>& elsewhere, c
         if (program.input_position(static_cast<int>(plane)) >= 0) first[plane] = 0;
     }
 
-    // Which plane's memory a plane uses: its own, or that of an input it is written over.
+    // Which plane's memory a plane uses: its own, or that of an input it is written over, which may cover more cells.
     std::vector<int> home(planes);
     for (std::size_t plane = 0; plane < planes; ++plane) home[plane] = static_cast<int>(plane);
     for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
         const Step& step = schedule.steps[i];
         const std::size_t output = at(step.output);
-        if (step.op != Op::add || plan.pieces[output].count == 0 || elsewhere[output]) continue;
-        for (const int input : step.inputs) {
-            const bool ends = plan.last_launch[at(input)] == launches[i] && plan.pieces[at(input)].count > 0;
-            if (!ends || elsewhere[at(input)] || !(plan.extents[at(input)] == plan.extents[output])) continue;
+        if (plan.pieces[output].count == 0 || elsewhere[output] || !is_alone(launches, i)) continue;
+        for (std::size_t position = 0; position < step.inputs.size(); ++position) {
+            const int input = step.inputs[position];
+            if (!may_overwrite(schedule, step, position) || elsewhere[at(input)] || plan.pieces[at(input)].count == 0 ||
+                plan.last_launch[at(input)] != launches[i]) {
+                continue;
+            }
+            const Window &has = plan.extents[at(input)], &needs = plan.extents[output];
+            if (!contains(has, needs) || 2 * area(has) > 3 * area(needs)) continue;
             home[output] = home[at(input)];
+            plan.extents[output] = has;
             break;
         }
     }

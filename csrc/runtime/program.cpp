@@ -182,7 +182,12 @@ void Program::index() {
             cells = features.height * features.width;
         }
         macs_per_cell_.push_back(per_cell);
-        full_macs_ += per_cell * cells;
+        // A network has its mask logits once, also where one step stops at them and another upsamples them.
+        const bool again =
+            step.op == Op::mask_head &&
+            std::any_of(schedule_.steps.begin(), schedule_.steps.begin() + static_cast<std::ptrdiff_t>(i),
+                        [&](const Step& other) { return other.op == Op::mask_head && other.inputs == step.inputs; });
+        if (!again) full_macs_ += per_cell * cells;
     }
 }
 

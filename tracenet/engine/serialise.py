@@ -177,8 +177,6 @@ def _write_plane(writer: _Writer, plane: Plane) -> None:
     for side in (plane.channels, plane.height, plane.width):
         writer.number("q", side)
     writer.number("B", bool(plane.keep))
-    if plane.dtype not in DTYPES:
-        raise ScheduleError(f"plane {plane.name!r} has the dtype {plane.dtype!r}; known are {', '.join(DTYPES)}")
     writer.number("B", DTYPES.index(plane.dtype))
     writer.number("d", float(np.float32(plane.scale)))
     writer.number("q", plane.zero_point)

@@ -220,10 +220,9 @@ class Session:
             raise InputError(
                 f"the photo has shape {value.shape} and holds {value.dtype}; pass uint8 [rows, columns, 3]"
             )
-        numbers = np.asarray([tuple(mean), tuple(std)], dtype=np.float32)
-        if numbers.shape != (2, 3) or not np.isfinite(numbers).all() or not (numbers[1] > 0).all():
+        if len(mean) != 3 or len(std) != 3 or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
             raise InputError(f"mean is {mean!r} and std {std!r}; pass three finite numbers each, std above 0")
-        self._native.set_pixels(index, np.ascontiguousarray(value), *numbers.tolist(), bool(reverse))
+        self._native.set_pixels(index, np.ascontiguousarray(value), list(mean), list(std), bool(reverse))
 
     def plan(self, request: Request) -> SessionPlan:
         """What a run would compute now, without running it."""
