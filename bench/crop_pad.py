@@ -23,8 +23,8 @@ from torch import Tensor
 
 import tracenet
 from bench.report import environment
+from tracenet.conventions import THETA
 from tracenet.files import save_json
-from tracenet.models.heads import THETA
 from tracenet.standard import standard_request
 
 TOLERANCE = 1e-4

@@ -58,8 +58,8 @@ def loaded_and_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
             CAPTURED[size] = capture(model, inputs)
         return CAPTURED[size]
 
-    monkeypatch.setattr("tracenet.predictor.load_checkpoint", load)
-    monkeypatch.setattr("tracenet.predictor.trace", trace)
+    monkeypatch.setattr("tracenet.models.weights.load_checkpoint", load)
+    monkeypatch.setattr("tracenet.sessions.torch_session.trace", trace)
 
 
 class Ran:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tracenet import Predictor, inference
 from tracenet.models.weights import BUNDLED
 from tracenet.segment import segment_photo
+from tracenet.untraced import half_logits, planes_of
 
 ASSETS = Path(str(files("tracenet") / "assets"))
 CLICKS = {"coffee": (290, 100), "chelsea": (230, 120), "rocket": (320, 250), "astronaut": (220, 120)}
@@ -43,22 +43,21 @@ def test_one_click_on_a_photo(predictor: Predictor, name: str, tmp_path: Path) -
     canvas, settings = scale.canvas, predictor.settings
     assert plan is not None
     window = plan.masks[0].request["mask_half"]
-    at = inference.to_working(torch.tensor([click], dtype=torch.float64), canvas).float()
-    with torch.inference_mode():
-        planes = model(predictor.input_at(scale))
-        found = inference.predictions_at(planes, at, model.config.anchor_offset)
-        if settings.zoom == "off" and settings.agreement < 2:
-            assert int(inference.rank_levels(found, settings)[0, 0]) == level
-        half = inference.half_logits(model, planes["maskfeat"], found["theta"][:, level - 3], at, level)[0]
+    at = inference.to_working(np.array([click], np.float64), canvas).astype(np.float32)
+    planes = planes_of(model, predictor.input_at(scale))
+    found = inference.predictions_at(planes, at, model.config.anchor_offset)
+    if settings.zoom == "off" and settings.agreement < 2:
+        assert int(inference.rank_levels(found, settings)[0, 0]) == level
+    half = half_logits(model, planes["maskfeat"], found["theta"][:, level - 3], at, level)[0]
     assert window == inference.box_window(found["boxes"][0, level - 3], at[0], canvas, settings)
     full = inference.photo_logits(half[window.slices], window, canvas)
-    decided = full.abs() > 1e-3 * half.abs().max()
-    np.testing.assert_array_equal(mask[decided.numpy()], (full > 0)[decided].numpy())
+    decided = np.abs(full) > 1e-3 * np.abs(half).max()
+    np.testing.assert_array_equal(mask[decided], (full > 0)[decided])
 
     kept, _, logits = predictor.predict([click])
-    np.testing.assert_array_equal(kept[0][decided.numpy()], mask[decided.numpy()])
-    error = (torch.from_numpy(logits[0])[window.slices] - half[window.slices]).abs().max()
-    assert error <= 1e-4 * half.abs().max()
+    np.testing.assert_array_equal(kept[0][decided], mask[decided])
+    error = np.abs(logits[0][window.slices] - half[window.slices]).max()
+    assert error <= 1e-4 * np.abs(half).max()
     assert predictor.last_plan is not None
     assert predictor.last_plan.macs < 0.5 * report["macs"]
 

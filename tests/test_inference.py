@@ -7,14 +7,14 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor
 
 from tracenet import inference
+from tracenet.config import TraceNetConfig
 from tracenet.inference import (
     OUTSIDE_LOGIT,
     Canvas,
+    Floats,
     PredictorSettings,
     box_window,
     cells_of,
@@ -31,7 +31,6 @@ from tracenet.inference import (
     rank_levels,
     to_working,
 )
-from tracenet.models.tracenet import TraceNetConfig
 from tracenet.resize import ResizedPhoto, resize_whole
 from tracenet_kernels.errors import ClickError, InputError
 from tracenet_kernels.window import Window
@@ -66,12 +65,12 @@ def test_canvas_errors(arguments: tuple[int, int, int]) -> None:
 
 def test_normalise_pads_after_subtracting_the_mean() -> None:
     config = TraceNetConfig(mean=(1, 2, 3), std=(1, 2, 4), channel_order="rgb")
-    pixels = torch.tensor([[[11, 12, 13], [1, 2, 3]]], dtype=torch.uint8)
+    pixels = np.array([[[11, 12, 13], [1, 2, 3]]], np.uint8)
     found = normalise(pixels, config)
     assert found.shape == (1, 3, 32, 32)
     assert found[0, :, 0, 0].tolist() == [10, 5, 2.5]
-    assert found[0, :, 0, 1:].eq(0).all()
-    assert found[0, :, 1:].eq(0).all()
+    assert (found[0, :, 0, 1:] == 0).all()
+    assert (found[0, :, 1:] == 0).all()
     turned = normalise(pixels, TraceNetConfig(mean=(1, 2, 3), std=(1, 2, 4), channel_order="bgr"))
     assert turned[0, :, 0, 0].tolist() == [12, 5, 2]
 
@@ -81,23 +80,23 @@ def test_prepare_image_resizes() -> None:
     canvas = fit_canvas(60, 30, 96)
     found = prepare_image(photo, canvas, TraceNetConfig(mean=(0, 0, 0)))
     assert found.shape == (1, 3, 64, 96)
-    assert found[0, :, :48].eq(200).all()
-    assert found[0, :, 48:].eq(0).all()
+    assert (found[0, :, :48] == 200).all()
+    assert (found[0, :, 48:] == 0).all()
 
 
 def test_clicks_on_the_working_image() -> None:
     canvas = Canvas(100, 50, 200, 100)
-    found = to_working(torch.tensor([[0.0, 0.0], [-0.5, 49.0], [99.4, 10.25]], dtype=torch.float64), canvas)
-    torch.testing.assert_close(found, torch.tensor([[1.0, 1.0], [0.0, 99.0], [199.8, 21.5]], dtype=torch.float64))
+    found = to_working(np.array([[0.0, 0.0], [-0.5, 49.0], [99.4, 10.25]], np.float64), canvas)
+    np.testing.assert_allclose(found, np.array([[1.0, 1.0], [0.0, 99.0], [199.8, 21.5]], np.float64))
 
 
 @pytest.mark.parametrize(("photo", "working"), [(128, 128), (150, 128), (7, 96), (4097, 640)])
 def test_the_last_fraction_of_the_last_pixel_stays_inside(photo: int, working: int) -> None:
     canvas = fit_canvas(photo, photo, working)
     at = math.nextafter(photo - 0.5, 0)
-    found = to_working(torch.tensor([[at, at]], dtype=torch.float64), canvas).float()
-    assert bool((found < working).all())
-    assert bool((found > working - 0.1).all())
+    found = to_working(np.array([[at, at]], np.float64), canvas).astype(np.float32)
+    assert (found < working).all()
+    assert (found > working - 0.1).all()
 
 
 @pytest.mark.parametrize(
@@ -105,34 +104,34 @@ def test_the_last_fraction_of_the_last_pixel_stays_inside(photo: int, working: i
 )
 def test_clicks_outside_the_photo(click: tuple[float, float]) -> None:
     with pytest.raises(ClickError, match=r"outside the photo of 100x50 pixels; x runs from 0 to 99, y from 0 to 49"):
-        to_working(torch.tensor([[5.0, 5.0], click], dtype=torch.float64), Canvas(100, 50, 200, 100))
+        to_working(np.array([[5.0, 5.0], click], np.float64), Canvas(100, 50, 200, 100))
 
 
 def test_the_error_does_not_list_a_thousand_clicks() -> None:
     with pytest.raises(ClickError) as caught:
-        to_working(torch.full((1000, 2), -5.0), Canvas(100, 50, 200, 100))
+        to_working(np.full((1000, 2), -5.0), Canvas(100, 50, 200, 100))
     assert len(str(caught.value)) < 300
 
 
 def test_cells_and_boxes() -> None:
-    clicks = torch.tensor([[0.0, 0.0], [15.9, 16.0], [127.99, 64.0]])
+    clicks = np.array([[0.0, 0.0], [15.9, 16.0], [127.99, 64.0]])
     assert cells_of(clicks, 4).tolist() == [[0, 0], [1, 0], [4, 7]]
-    reg = torch.tensor([[1.0, 2, 3, 4]] * 3)
+    reg = np.array([[1.0, 2, 3, 4]] * 3)
     found = decode_boxes(reg, cells_of(clicks, 4), 4)
     assert found.tolist() == [[7, 6, 11, 12], [7, 22, 11, 28], [119, 70, 123, 76]]
     assert decode_boxes(reg, cells_of(clicks, 4), 4, "zero")[0].tolist() == [-1, -2, 3, 4]
 
 
-def planes(h: int = 64, w: int = 128, level_head: bool = True) -> dict[str, Tensor]:
+def planes(h: int = 64, w: int = 128, level_head: bool = True) -> dict[str, Floats]:
     """Planes whose values tell where they were read."""
     out = {}
     for level in LEVELS:
         rows, columns = math.ceil(h / 2**level), math.ceil(w / 2**level)
-        at = torch.arange(rows * columns, dtype=torch.float32).view(1, 1, rows, columns)
-        out[f"logits{level}"] = torch.cat([at - 1000, at], 1)
+        at = np.arange(rows * columns, dtype=np.float32).reshape(1, 1, rows, columns)
+        out[f"logits{level}"] = np.concatenate([at - 1000, at], 1)
         out[f"ctr{level}"] = at * 2
-        out[f"reg{level}"] = at.expand(1, 4, rows, columns)
-        out[f"theta{level}"] = at.expand(1, 169, rows, columns) + level
+        out[f"reg{level}"] = np.broadcast_to(at, (1, 4, rows, columns))
+        out[f"theta{level}"] = np.broadcast_to(at, (1, 169, rows, columns)) + level
         if level_head:
             out[f"level{level}"] = -at
     return out
@@ -140,7 +139,7 @@ def planes(h: int = 64, w: int = 128, level_head: bool = True) -> dict[str, Tens
 
 @pytest.mark.parametrize("level_head", [True, False])
 def test_predictions_are_read_at_the_clicks(level_head: bool) -> None:
-    clicks = torch.tensor([[127.0, 63.0], [8.0, 0.0]])
+    clicks = np.array([[127.0, 63.0], [8.0, 0.0]])
     found = predictions_at(planes(level_head=level_head), clicks)
     assert ("level" in found) == level_head
     assert found["logits"].tolist() == [[127, 31, 7, 1, 0], [1, 0, 0, 0, 0]]  # the best class
@@ -151,7 +150,7 @@ def test_predictions_are_read_at_the_clicks(level_head: bool) -> None:
 
 
 def test_scores() -> None:
-    predictions = {"logits": torch.tensor([[0.0, 2.0]]), "ctr": torch.tensor([[0.0, -2.0]])}
+    predictions = {"logits": np.array([[0.0, 2.0]]), "ctr": np.array([[0.0, -2.0]])}
     s = 1 / (1 + math.exp(-2))
     assert click_scores(predictions)[0].tolist() == pytest.approx([0.5, s])
     assert click_scores(predictions, "score_centerness")[0].tolist() == pytest.approx([0.5, math.sqrt(s * (1 - s))])
@@ -159,8 +158,8 @@ def test_scores() -> None:
 
 def test_ranking_of_levels() -> None:
     predictions = {
-        "logits": torch.tensor([[0.0, 5.0, 5.0, -1.0, 9.0]]),
-        "level": torch.tensor([[3.0, 1.0, 2.0, math.nan, math.nan]]),
+        "logits": np.array([[0.0, 5.0, 5.0, -1.0, 9.0]]),
+        "level": np.array([[3.0, 1.0, 2.0, math.nan, math.nan]]),
     }
     by_score = PredictorSettings(level_choice="score")
     assert rank_levels(predictions, by_score).tolist() == [[7, 4, 5, 3, 6]]
@@ -171,7 +170,7 @@ def test_ranking_of_levels() -> None:
 
 
 def test_origins() -> None:
-    clicks = torch.tensor([[33.5, 7.0]])
+    clicks = np.array([[33.5, 7.0]])
     assert mask_origin(clicks, 5, "click").tolist() == [[33.5, 7.0]]
     assert mask_origin(clicks, 5, "cell").tolist() == [[48.0, 16.0]]
 
@@ -197,45 +196,45 @@ EXACT = PredictorSettings(mask_margin=0, mask_margin_pixels=0)
 def test_mask_windows(
     box: tuple[float, ...], click: tuple[float, float], settings: PredictorSettings, expected: Window
 ) -> None:
-    assert box_window(torch.tensor(box), torch.tensor(click), CANVAS, settings) == expected
+    assert box_window(np.array(box), np.array(click), CANVAS, settings) == expected
 
 
 def test_boxes_far_out_of_range_are_clipped() -> None:
-    box = torch.tensor([-3e38, -math.inf, math.inf, 3e38])
-    assert box_window(box, torch.tensor([30.0, 20.0]), CANVAS, EXACT) == Window(0, 50, 0, 100)
+    box = np.array([-3e38, -math.inf, math.inf, 3e38])
+    assert box_window(box, np.array([30.0, 20.0]), CANVAS, EXACT) == Window(0, 50, 0, 100)
 
 
 def test_a_linear_plane_stays_linear_on_the_photo() -> None:
     """Sample i of the half-resolution mask lies at 2i + 1 on the working image, photo pixel x at (x + 0.5) * scale."""
     canvas = Canvas(100, 50, 200, 100)
     window = Window.full(50, 100)
-    ys, xs = torch.arange(50.0)[:, None] * 2 + 1, torch.arange(100.0)[None] * 2 + 1
+    ys, xs = np.arange(50.0)[:, None] * 2 + 1, np.arange(100.0)[None] * 2 + 1
     found = photo_logits(3 * ys - 2 * xs, window, canvas)
-    expected = 3 * (torch.arange(50.0)[:, None] + 0.5) * 2 - 2 * (torch.arange(100.0)[None] + 0.5) * 2
-    torch.testing.assert_close(found, expected)
+    expected = 3 * (np.arange(50.0)[:, None] + 0.5) * 2 - 2 * (np.arange(100.0)[None] + 0.5) * 2
+    np.testing.assert_allclose(found, expected)
     larger = photo_logits(3 * ys - 2 * xs, window, Canvas(400, 200, 200, 100))
-    y, x = ((torch.arange(n) + 0.5) * 0.5 for n in (200.0, 400.0))
-    torch.testing.assert_close(larger, 3 * y.clamp(1, 99)[:, None] - 2 * x.clamp(1, 199)[None])
+    y, x = ((np.arange(n) + 0.5) * 0.5 for n in (200.0, 400.0))
+    np.testing.assert_allclose(larger, 3 * y.clip(1, 99)[:, None] - 2 * x.clip(1, 199)[None])
 
 
 def test_outside_the_window_is_background() -> None:
     window = Window(10, 20, 30, 50)
-    plane = half_plane(torch.ones(10, 20), window, CANVAS)
-    assert plane[window.slices].eq(1).all()
+    plane = half_plane(np.ones((10, 20)), window, CANVAS)
+    assert (plane[window.slices] == 1).all()
     assert (plane == OUTSIDE_LOGIT).sum() == 50 * 100 - 200
-    found = photo_logits(torch.ones(10, 20), window, CANVAS)
-    assert found[10:20, 30:50].eq(1).all()
+    found = photo_logits(np.ones((10, 20)), window, CANVAS)
+    assert (found[10:20, 30:50] == 1).all()
     found[10:20, 30:50] = OUTSIDE_LOGIT
-    assert found.eq(OUTSIDE_LOGIT).all()
+    assert (found == OUTSIDE_LOGIT).all()
     with pytest.raises(InputError, match="the window is 10x20"):
-        half_plane(torch.ones(11, 20), window, CANVAS)
+        half_plane(np.ones((11, 20)), window, CANVAS)
 
 
 def test_windows_of_the_input_are_those_of_the_whole() -> None:
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 101, 3), dtype=np.uint8))
     for size in (64, 101, 230):
         canvas, config = fit_canvas(101, 70, size), TraceNetConfig(channel_order="bgr", std=(2.0, 3.0, 4.0))
-        whole = normalise(torch.from_numpy(np.array(resize_whole(photo, canvas.width, canvas.height))), config)
+        whole = normalise(np.asarray(resize_whole(photo, canvas.width, canvas.height)), config)
         height, width = canvas.padded_height, canvas.padded_width
         assert whole.shape[2:] == (height, width)
         for window in (
@@ -247,21 +246,23 @@ def test_windows_of_the_input_are_those_of_the_whole() -> None:
         ):
             resized = ResizedPhoto(photo, canvas.width, canvas.height)
             found = prepare_window(resized, canvas, config, window)
-            assert torch.equal(found, whole[..., window.y0 : window.y1, window.x0 : window.x1])
+            np.testing.assert_array_equal(found, whole[..., window.y0 : window.y1, window.x0 : window.x1])
 
 
 def test_planes_move_between_scales() -> None:
     """A plane that is linear on the photo stays it: sample i lies at (2i + 1) / size of the photo."""
     coarse, fine = Canvas(100, 50, 40, 20), Canvas(100, 50, 150, 75)
 
-    def linear(canvas: Canvas) -> Tensor:
-        ys, xs = ((2 * torch.arange(float(math.ceil(n / 2))) + 1) / n for n in (canvas.height, canvas.width))
+    def linear(canvas: Canvas) -> Floats:
+        ys, xs = ((2 * np.arange(float(math.ceil(n / 2))) + 1) / n for n in (canvas.height, canvas.width))
         return 3 * ys[:, None] - 2 * xs[None]
 
     down = inference.move_plane(linear(fine), fine, coarse)
-    torch.testing.assert_close(down, linear(coarse))
+    np.testing.assert_allclose(down, linear(coarse), atol=1e-6)
     up = inference.move_plane(linear(coarse), coarse, fine)
-    torch.testing.assert_close(up[4:-4, 4:-4], linear(fine)[4:-4, 4:-4])  # beyond the last samples it is constant
+    np.testing.assert_allclose(
+        up[4:-4, 4:-4], linear(fine)[4:-4, 4:-4], atol=1e-6
+    )  # beyond the last samples it is constant
 
 
 def test_settings_of_older_checkpoints_have_no_zoom() -> None:

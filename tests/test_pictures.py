@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from tracenet.pictures import MASK_COLOUR, join, overlay, planes_of, windows_picture
+from tracenet.pictures import MASK_COLOUR, join, overlay, windows_picture
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.window import EMPTY, Window
 
@@ -130,13 +128,6 @@ def test_windows_picture_errors() -> None:
         windows_picture(image, {"image": window}, {"image": (32, 64)}, ["image"], columns=0)
     with pytest.raises(InputError, match="lies outside its plane of 32x64 cells"):
         windows_picture(image, {"image": Window(0, 33, 0, 5)}, {"image": (32, 64)}, ["image"])
-
-
-def test_planes_of_names_nodes_and_outputs() -> None:
-    node, output = SimpleNamespace(plane=(3, 4)), SimpleNamespace(plane=(5, 6))
-    graph = SimpleNamespace(outputs={"P3": output}, by_name={"conv": node, "P3": node})
-    plan = SimpleNamespace(graph=graph, windows={"conv": EMPTY, "P3": EMPTY})
-    assert planes_of(plan) == {"conv": (3, 4), "P3": (5, 6)}
 
 
 def test_join() -> None:

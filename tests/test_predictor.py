@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -14,15 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 import tracenet
 from tracenet import Predictor, PredictorSettings, Window, create_model, inference
-from tracenet import predictor as module
+from tracenet.click_plan import ClickPlan
 from tracenet.inference import OUTSIDE_LOGIT, Canvas
 from tracenet.models import TraceNet
 from tracenet.models.weights import save_checkpoint
+from tracenet.predictor import group_cells
+from tracenet.sessions import torch_session
+from tracenet.untraced import half_logits, planes_of
 from tracenet_kernels.errors import (
     BackendError,
     CheckpointError,
@@ -32,6 +37,7 @@ from tracenet_kernels.errors import (
     TraceNetError,
 )
 from tracenet_kernels.testing import assert_close
+from tracenet_kernels.window import Border, hull
 
 SETTINGS = PredictorSettings(working_size=128, mask_margin_pixels=2.0)
 WIDTH, HEIGHT = 150, 97
@@ -93,8 +99,8 @@ def photo() -> np.ndarray:
 def a_predictor(model: TraceNet, settings: PredictorSettings = SETTINGS, **options: Any) -> Predictor:
     if settings.level_choice == "level" and not model.config.level_head:
         settings = replace(settings, level_choice="score", score="score_centerness")
-    predictor = Predictor(model, settings, **options)
-    predictor._captured = CAPTURED.setdefault(id(model.backbone), OrderedDict())
+    predictor = Predictor(model, settings, backend="torch", **options)
+    predictor.network.captured = CAPTURED.setdefault(id(model.backbone), OrderedDict())
     return predictor
 
 
@@ -108,18 +114,17 @@ def predictor(model: TraceNet, photo: np.ndarray) -> Predictor:
 class FullNetwork:
     """The same answers from whole planes of the untraced network."""
 
-    def __init__(self, model: TraceNet, image: Tensor, canvas: Canvas) -> None:
+    def __init__(self, model: TraceNet, image: NDArray[np.float32], canvas: Canvas) -> None:
         self.model, self.canvas = model, canvas
-        with torch.inference_mode():
-            self.planes = model(image)
+        self.planes = planes_of(model, image)
 
     def one(self, click: Iterable[float], rank: int, rule: str | float, settings: PredictorSettings) -> dict[str, Any]:
         model, canvas = self.model, self.canvas
-        at = inference.to_working(torch.tensor([tuple(click)], dtype=torch.float64), canvas).float()
+        at = inference.to_working(np.array([tuple(click)], np.float64), canvas).astype(np.float32)
         found = inference.predictions_at(self.planes, at)
         level = int(inference.rank_levels(found, settings)[0, rank])
         box, theta = found["boxes"][0, level - 3], found["theta"][:, level - 3]
-        half = inference.half_logits(model, self.planes["maskfeat"], theta, at, level)[0]
+        half = half_logits(model, self.planes["maskfeat"], theta, at, level)[0]
         if isinstance(rule, str):
             window = inference.box_window(box, at[0], canvas, replace(settings, mask_window=rule))
         else:
@@ -129,15 +134,15 @@ class FullNetwork:
                 math.floor((y - ry) / 2), math.ceil((y + ry) / 2), math.floor((x - rx) / 2), math.ceil((x + rx) / 2)
             ).clip(math.ceil(canvas.height / 2), math.ceil(canvas.width / 2))
         plane = inference.half_plane(half[window.slices], window, canvas)
-        scale = torch.tensor([canvas.scale_x, canvas.scale_y] * 2)
-        limit = torch.tensor([canvas.photo_width, canvas.photo_height] * 2)
+        scale = np.array([canvas.scale_x, canvas.scale_y] * 2)
+        limit = [canvas.photo_width, canvas.photo_height] * 2
         return {
             "level": level,
             "score": inference.click_scores(found, settings.score)[0, level - 3],
-            "box": (box / scale).clamp(min=0).minimum(limit),
+            "box": np.clip(box / scale, 0, limit),
             "window": window,
             "logits": plane,
-            "peak": half.abs().max(),
+            "peak": float(np.abs(half).max()),
             "mask": inference.resample_plane(plane, canvas),
         }
 
@@ -146,7 +151,7 @@ FULL: dict[tuple[int, bytes], FullNetwork] = {}
 
 
 def full_network(predictor: Predictor) -> FullNetwork:
-    key = (id(predictor.model), predictor.image.numpy().tobytes())
+    key = (id(predictor.model), predictor.image.tobytes())
     if key not in FULL:
         FULL[key] = FullNetwork(predictor.model, predictor.image, predictor.canvas)
     return FULL[key]
@@ -183,20 +188,20 @@ def check_against_full(
         assert predictor.last_levels[rank] == expected["level"]
         assert predictor.last_plan.segment[rank].request == {"mask_half": window}
         assert abs(float(scores[rank]) - float(expected["score"])) <= 1e-4  # a probability: its scale is 1
-        assert_close(torch.tensor(predictor.last_boxes[rank]), expected["box"], what="box")
-        found, reference = torch.tensor(logits[rank]), expected["logits"]
-        outside = torch.ones_like(found, dtype=torch.bool)
+        assert_close(torch.tensor(predictor.last_boxes[rank]), torch.tensor(expected["box"]).float(), what="box")
+        found, reference = logits[rank], expected["logits"]
+        outside = np.ones_like(found, dtype=np.bool_)
         outside[window.slices] = False
-        assert found[outside].eq(OUTSIDE_LOGIT).all()
+        assert (found[outside] == OUTSIDE_LOGIT).all()
         if predictor.model.config.mask_order == "upsample_probabilities":
             # The logit of a probability near 0 or 1 enlarges rounding; what the network returns is the probability.
-            found, reference, peak = found.sigmoid(), reference.sigmoid(), torch.tensor(1.0)
+            found, reference, peak = inference.sigmoid(found), inference.sigmoid(reference), 1.0
         else:
             peak = expected["peak"]
-        assert (found - reference)[window.slices].abs().max() <= 1e-4 * peak
-        decided = expected["mask"].abs() > 2e-3 * peak
-        assert decided.float().mean() > 0.97
-        np.testing.assert_array_equal(masks[rank][decided.numpy()], (expected["mask"] > 0)[decided].numpy())
+        assert np.abs((found - reference)[window.slices]).max() <= 1e-4 * peak
+        decided = np.abs(expected["mask"]) > 2e-3 * peak
+        assert decided.mean() > 0.97
+        np.testing.assert_array_equal(masks[rank][decided], (expected["mask"] > 0)[decided])
 
 
 def test_the_networks_of_these_tests_are_not_trivial(predictor: Predictor) -> None:
@@ -276,7 +281,7 @@ def test_several_clicks_on_one_object_give_the_union(predictor: Predictor) -> No
     assert scores[0] == pytest.approx(max(float(a[1][0]) for a in alone), rel=1e-4)
     assert predictor.last_plan is not None
     assert len(predictor.last_plan.segment) == 3
-    assert len(predictor.last_plan.locate) == 1
+    assert len(predictor.last_plan.locate) == 2
     # Bilinear interpolation of a maximum is never below the maximum of the interpolations.
     together = np.any([a[0][0] for a in alone], axis=0)
     assert not (together & ~masks[0]).any() or (together & ~masks[0]).mean() < 1e-3
@@ -295,7 +300,7 @@ def test_batches_of_objects(predictor: Predictor) -> None:
     assert plan is not None
     assert boxes.shape == (3, 3, 4)
     assert levels.shape == (3, 3)
-    assert (len(plan.locate), len(plan.segment)) == (3, 3 * 3 * 2)
+    assert (len(plan.locate), len(plan.segment)) == (2, 3 * 3 * 2)
     assert plan.macs == sum(part.macs for part in plan.plans)
     for i, clicks in enumerate(batch):
         alone = predictor.predict(clicks, multimask_output=True, levels=(3, 5))
@@ -303,6 +308,63 @@ def test_batches_of_objects(predictor: Predictor) -> None:
         np.testing.assert_array_equal(levels[i], predictor.last_levels)
     one = predictor.predict([CENTRE])
     assert one[0].shape == (1, 1, HEIGHT, WIDTH)
+
+
+def test_clicks_far_apart_are_located_apart() -> None:
+    one = np.array([[5, 5]])
+    assert group_cells(one) == [(Window.of_cell(5, 5), [0])]
+    assert group_cells(np.array([[5, 5], [9, 7], [5, 5]])) == [(Window(5, 10, 5, 8), [0, 2, 1])]
+    apart = group_cells(np.array([[5, 5], [60, 90], [7, 5], [62, 88]]))
+    assert apart == [(Window(5, 8, 5, 6), [0, 2]), (Window(60, 63, 88, 91), [1, 3])]
+    rng = np.random.default_rng(0)
+    cells = rng.integers(0, 120, (60, 2))
+    groups = group_cells(cells)
+    assert sorted(i for _, members in groups for i in members) == list(range(60))
+    for window, members in groups:
+        rows, columns = cells[members].T
+        assert window == Window(rows.min(), rows.max() + 1, columns.min(), columns.max() + 1)
+
+    def read(window: Window) -> int:
+        return window.dilate(Border(5, 5, 5, 5)).area
+
+    assert sum(read(window) for window, _ in groups) <= sum(read(Window.of_cell(*cell)) for cell in cells.tolist())
+    for (a, _), (b, _) in itertools.combinations(groups, 2):
+        assert read(hull((a, b))) > read(a) + read(b)
+
+
+def test_many_objects_cost_less_than_one_after_another(model: TraceNet) -> None:
+    """Windows of clicks nearby are computed once, and what the first has computed of the backbone is not repeated."""
+    rng = np.random.default_rng(3)
+    predictor = a_predictor(model, replace(SETTINGS, working_size=384))
+    predictor.set_image(rng.integers(0, 256, (256, 384, 3), dtype=np.uint8))
+    clicks = [(40, 40), (52, 44), (60, 40), (350, 220)]
+
+    view, settings = predictor._base, replace(predictor.settings, levels=(3, 4))
+    at = inference.to_working(np.array(clicks, np.float64), view.canvas).astype(np.float32)
+
+    def located(clicks: NDArray[np.float32]) -> ClickPlan:
+        done = ClickPlan()
+        predictor._locate(view, clicks, settings, done)
+        return done
+
+    together = located(at)
+    assert len(together.locate) == 2  # three clicks together, the fourth apart
+    predictor.forget_features()
+    in_turn = [located(click[None]) for click in at]
+    alone = 0
+    for click in at:
+        predictor.forget_features()
+        alone += located(click[None]).macs
+    assert together.macs < sum(one.macs for one in in_turn) < 0.6 * alone
+
+    def heads(done: ClickPlan) -> int:
+        return sum(plan.macs_of("heads") for plan in done.locate)  # type: ignore[attr-defined]
+
+    assert heads(together) < 0.75 * sum(heads(one) for one in in_turn)
+    predictor.forget_features()
+    predictor.predict([[click] for click in clicks], levels=(3, 4))
+    assert predictor.last_plan is not None
+    assert sum(plan.macs for plan in predictor.last_plan.locate) == together.macs
 
 
 def test_repetition_is_bit_identical(model: TraceNet, photo: np.ndarray) -> None:
@@ -516,10 +578,10 @@ def test_predicting_before_an_image_is_set(model: TraceNet) -> None:
 
 
 def test_models_and_backends_that_do_not_fit(model: TraceNet, plain_model: TraceNet) -> None:
-    for backend in ("triton", "native", "", None):
+    for backend in ("triton", "", None):
         with pytest.raises(BackendError, match="choose one of"):
             Predictor(model, backend=backend)  # type: ignore[arg-type]
-    assert Predictor(model, backend="torch").backend == Predictor(model).backend == "torch"
+    assert Predictor(model, backend="torch").backend == "torch"
     with torch.device("meta"), pytest.raises(InputError, match="mask_branch='none' and predicts no masks"):
         Predictor(create_model("tracenet_r50_fpn", mask_branch="none"))
     with pytest.raises(InputError, match="level_head=True"):
@@ -545,14 +607,14 @@ def test_only_so_many_sizes_stay_captured(model: TraceNet, monkeypatch: pytest.M
         def share_weights(self, other: Stub) -> None:
             assert other.size != self.size
 
-    monkeypatch.setattr(module, "trace", Stub)
-    monkeypatch.setattr(module, "MAX_SIZES", 4)
-    predictor = Predictor(model, SETTINGS)
+    monkeypatch.setattr(torch_session, "trace", Stub)
+    monkeypatch.setattr(torch_session, "MAX_SIZES", 4)
+    network = torch_session.TorchNetwork(model)
     canvases = [Canvas(32 * i, 32, 32 * i, 32) for i in range(1, 7)]
     for canvas in (*canvases[:4], canvases[0], *canvases[4:]):
-        assert predictor._traced(canvas).size == (32, canvas.width)  # type: ignore[attr-defined]
+        assert network.traced(canvas).size == (32, canvas.width)  # type: ignore[attr-defined]
     assert len(calls) == 6
-    assert list(predictor._captured) == [(32, 128), (32, 32), (32, 160), (32, 192)]
+    assert list(network.captured) == [(32, 128), (32, 32), (32, 160), (32, 192)]
 
 
 def test_checkpoints(model: TraceNet, photo: np.ndarray, predictor: Predictor, tmp_path: Path) -> None:
@@ -561,7 +623,7 @@ def test_checkpoints(model: TraceNet, photo: np.ndarray, predictor: Predictor, t
     loaded = Predictor.from_pretrained(path, backend="torch", keep_features=False)
     assert loaded.settings == SETTINGS
     assert not loaded.keep_features
-    loaded._captured = CAPTURED[id(model.backbone)]  # the same weights
+    loaded.network.captured = CAPTURED[id(model.backbone)]  # the same weights
     loaded.set_image(photo)
     np.testing.assert_array_equal(loaded.predict(CENTRE)[0], predictor.predict(CENTRE)[0])
     whole = path.read_bytes()
@@ -584,14 +646,16 @@ def test_checkpoints(model: TraceNet, photo: np.ndarray, predictor: Predictor, t
             Predictor.from_pretrained(wrong)  # type: ignore[arg-type]
 
 
-def test_the_bundled_checkpoint_has_a_name(monkeypatch: pytest.MonkeyPatch, model: TraceNet) -> None:
-    asked = []
-    info = type("Info", (), {"predictor": SETTINGS})()
-    monkeypatch.setattr(module, "bundled_checkpoint", lambda: Path("bundled"))
-    monkeypatch.setattr(module, "load_checkpoint", lambda path: asked.append(path) or (model, info))
-    for name in (None, "tracenet_r50_fpn", "other.safetensors", Path("x/tracenet_r50_fpn")):
-        Predictor.from_pretrained(name)
-    assert asked == [Path("bundled"), Path("bundled"), Path("other.safetensors"), Path("x/tracenet_r50_fpn")]
+def test_the_bundled_checkpoint_has_a_name(monkeypatch: pytest.MonkeyPatch, model: TraceNet, tmp_path: Path) -> None:
+    bundled, other = tmp_path / "bundled.safetensors", tmp_path / "tracenet_r50_fpn"
+    save_checkpoint(model, bundled, predictor=SETTINGS)
+    other.mkdir()
+    monkeypatch.setattr("tracenet.predictor.bundled_checkpoint", lambda: bundled)
+    for name in (None, "tracenet_r50_fpn"):
+        assert Predictor.from_pretrained(name, backend="torch").settings == SETTINGS
+    for name in ("other.safetensors", other):
+        with pytest.raises(CheckpointError, match="is not a file"):
+            Predictor.from_pretrained(name)
 
 
 def test_the_plan_can_be_read(predictor: Predictor) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from tracenet import Predictor, PredictorSettings, create_model, inference, zoom
+from tracenet import Predictor, PredictorSettings, create_model, inference, zoom_costs
 from tracenet.exactness import full_network_error
-from tracenet.inference import Canvas
+from tracenet.inference import Canvas, Floats
 from tracenet.models import TraceNet
+from tracenet.untraced import half_logits, planes_of
 from tracenet.zoom import Scale, candidate_ratings, expected_iou, lend, octaves, photo_scales, rank_candidates, settle
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.testing import assert_close
@@ -71,36 +72,42 @@ def test_impossible_scales(given: Any, message: str) -> None:
         photo_scales(256, 128, given, SETTINGS)
 
 
+def close(found: Floats, expected: Floats) -> None:
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_octaves_and_lending() -> None:
     octave = octaves((0.5, 1.0, 2.0), (3, 4))
     assert octave.tolist() == [4, 5, 3, 4, 2, 3]
-    probability = torch.tensor([[0.5, 0.1, 0.2, 0.1, 0.05, 0.05]])
+    probability = np.array([[0.5, 0.1, 0.2, 0.1, 0.05, 0.05]])
     found = lend(probability, octave, 0.5)
     expected = [0.5 + 0.5 * (0.1 + 0.2 + 0.1 + 0.05), 0.1 + 0.5 * (0.5 + 0.1), 0.2 + 0.5 * (0.5 + 0.1 + 0.05 + 0.05)]
-    torch.testing.assert_close(found[0, :3], torch.tensor(expected))
+    close(found[0, :3], np.array(expected))
     assert lend(probability, octave, 0.0) is probability
     half = octaves((1.0, 2**0.5), (3, 3))  # half an octave apart lends all, one and a half lends half
-    torch.testing.assert_close(lend(torch.tensor([[1.0, 0.0]]), half, 0.4), torch.tensor([[1.0, 0.4]]))
+    close(lend(np.array([[1.0, 0.0]]), half, 0.4), np.array([[1.0, 0.4]]))
     far = octaves((1.0, 2**1.5), (3, 3))
-    torch.testing.assert_close(lend(torch.tensor([[1.0, 0.0]]), far, 0.4), torch.tensor([[1.0, 0.2]]))
+    close(lend(np.array([[1.0, 0.0]]), far, 0.4), np.array([[1.0, 0.2]]))
 
 
-def predictions(scales: int, clicks: int = 4, seed: int = 0) -> list[dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
+def predictions(scales: int, clicks: int = 4, seed: int = 0) -> list[dict[str, Floats]]:
+    rng = np.random.default_rng(seed)
     names = ("logits", "ctr", "level")
-    return [{name: torch.randn(clicks, 5, generator=generator) for name in names} for _ in range(scales)]
+    return [{name: rng.standard_normal((clicks, 5)).astype(np.float32) for name in names} for _ in range(scales)]
 
 
 @pytest.mark.parametrize("choice", ["score", "level", "product", "level_score"])
 def test_ratings_are_their_formulas(choice: str) -> None:
     seen, settings = predictions(3), replace(SETTINGS, levels=(3, 5), level_smoothing=0.0)
     found = candidate_ratings(seen, FACTORS, settings, choice)
-    quality = torch.cat([at["logits"][:, :3].sigmoid() for at in seen], 1)
-    apart = torch.cat([at["level"][:, :3].exp() / at["level"][:, :3].exp().sum(1, keepdim=True) for at in seen], 1)
-    joint = torch.cat([at["level"][:, :3].exp() for at in seen], 1)
-    joint = joint / joint.sum(1, keepdim=True)
+    quality = np.concatenate([inference.sigmoid(at["logits"][:, :3]) for at in seen], 1)
+    apart = np.concatenate(
+        [np.exp(at["level"][:, :3]) / np.exp(at["level"][:, :3]).sum(1, keepdims=True) for at in seen], 1
+    )
+    joint = np.concatenate([np.exp(at["level"][:, :3]) for at in seen], 1)
+    joint = joint / joint.sum(1, keepdims=True)
     expected = {"score": quality, "level": joint, "product": quality * apart, "level_score": quality * joint}[choice]
-    torch.testing.assert_close(found, expected)
+    close(found, expected)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.5])
@@ -109,18 +116,18 @@ def test_one_scale_is_ranked_as_without_zoom(choice: str, smoothing: float) -> N
     settings = PredictorSettings(level_choice=choice, zoom_choice=choice, levels=(3, 7), level_smoothing=smoothing)
     seen = predictions(1, clicks=50)
     order, ratings = rank_candidates(seen, (1.0,), settings, zoomed=False)
-    assert torch.equal(order, inference.rank_levels(seen[0], settings) - 3)
+    np.testing.assert_array_equal(order, inference.rank_levels(seen[0], settings) - 3)
     zoomed, same = rank_candidates(seen, (1.0,), settings, zoomed=True)
-    assert torch.equal(zoomed, order)
-    assert torch.equal(ratings, same)
-    assert (ratings.diff(dim=1) <= 0).all()
+    np.testing.assert_array_equal(zoomed, order)
+    np.testing.assert_array_equal(ratings, same)
+    assert (np.diff(ratings, axis=1) <= 0).all()
 
 
 def test_the_level_softmax_is_one_over_all_scales() -> None:
     """The logit of one scale outvotes those of another only in the joint choice."""
     seen = predictions(2, clicks=1)
-    seen[0]["level"][:] = torch.tensor([[5.0, 4.0, 4.0, 0, 0]])
-    seen[1]["level"][:] = torch.tensor([[3.0, -9.0, -9.0, 0, 0]])
+    seen[0]["level"][:] = np.array([[5.0, 4.0, 4.0, 0, 0]])
+    seen[1]["level"][:] = np.array([[3.0, -9.0, -9.0, 0, 0]])
     seen[0]["logits"][:] = seen[1]["logits"][:] = 0.0
     settings = PredictorSettings(zoom_choice="level", levels=(3, 5))
     assert rank_candidates(seen, (0.5, 1.0), settings, zoomed=True)[0][0, 0] == 0
@@ -129,33 +136,33 @@ def test_the_level_softmax_is_one_over_all_scales() -> None:
 
 
 def test_choices_that_need_a_level_head() -> None:
-    seen = [{"logits": torch.zeros(1, 5), "ctr": torch.zeros(1, 5)}]
+    seen = [{"logits": np.zeros((1, 5)), "ctr": np.zeros((1, 5))}]
     for choice in ("level", "product", "level_score"):
         with pytest.raises(InputError, match="level_head=True; use 'score'"):
             candidate_ratings(seen, (1.0,), SETTINGS, choice)
-    assert candidate_ratings(seen, (1.0,), SETTINGS, "score").eq(0.5).all()
+    assert (candidate_ratings(seen, (1.0,), SETTINGS, "score") == 0.5).all()
 
 
 def test_expected_iou() -> None:
-    masks = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]).bool()
-    found = expected_iou(masks, torch.tensor([0.4, 0.4, 0.1, 0.1]))
-    torch.testing.assert_close(found, torch.tensor([0.4 + 0.4 * 2 / 3, 0.4 + 0.4 * 2 / 3, 0.2, 0.2]))
-    torch.testing.assert_close(expected_iou(masks[:1], torch.tensor([3.0])), torch.ones(1))
+    masks = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]).astype(bool)
+    found = expected_iou(masks, np.array([0.4, 0.4, 0.1, 0.1]))
+    close(found, np.array([0.4 + 0.4 * 2 / 3, 0.4 + 0.4 * 2 / 3, 0.2, 0.2]))
+    close(expected_iou(masks[:1], np.array([3.0])), np.ones(1))
 
 
 def test_agreement_prefers_the_mask_between_likely_ones() -> None:
     """Nested squares of sides 4, 6 and 8: the middle one is closest to both others."""
     canvas = inference.fit_canvas(16, 16, 16)
 
-    def plane_of(candidate: int) -> tuple[Tensor, Canvas]:
+    def plane_of(candidate: int) -> tuple[Floats, Canvas]:
         made.append(candidate)
-        plane = torch.full((8, 8), -10.0)
+        plane = np.full((8, 8), -10.0)
         side = {5: 2, 6: 3, 7: 4}[candidate]
         plane[:side, :side] = 10
         return plane, canvas
 
     made: list[int] = []
-    order, ratings = torch.tensor([7, 5, 6, 1]), torch.tensor([0.35, 0.34, 0.31, 0.0])
+    order, ratings = np.array([7, 5, 6, 1]), np.array([0.35, 0.34, 0.31, 0.0])
     settings = replace(SETTINGS, working_size=16)
     assert settle(order, ratings, plane_of, settings) == [7, 5, 6, 1]
     assert made == []
@@ -207,24 +214,23 @@ def photo() -> Image.Image:
 def a_predictor(
     model: TraceNet, photo: Image.Image, settings: PredictorSettings = SETTINGS, **options: Any
 ) -> Predictor:
-    predictor = Predictor(model, settings, **options)
-    predictor._captured = CAPTURED
+    predictor = Predictor(model, settings, backend="torch", **options)
+    predictor.network.captured = CAPTURED
     predictor.set_image(photo)
     return predictor
 
 
-def full_answer(predictor: Predictor, click: tuple[float, float], factor: float, level: int) -> Tensor:
+def full_answer(predictor: Predictor, click: tuple[float, float], factor: float, level: int) -> Floats:
     """Half-resolution logits of one click, scale and level from whole planes of the untraced network."""
     scale = next(s for s in photo_scales(WIDTH, HEIGHT, (factor,), predictor.settings))
     canvas = scale.canvas
-    with torch.inference_mode():
-        planes = predictor.model(predictor.input_at(scale))
-        at = inference.to_working(torch.tensor([click], dtype=torch.float64), canvas).float()
-        found = inference.predictions_at(planes, at)
-        theta, box = found["theta"][:, level - 3], found["boxes"][0, level - 3]
-        half = inference.half_logits(predictor.model, planes["maskfeat"], theta, at, level)[0]
-        window = inference.box_window(box, at[0], canvas, predictor.settings)
-        return inference.half_plane(half[window.slices], window, canvas)
+    planes = planes_of(predictor.model, predictor.input_at(scale))
+    at = inference.to_working(np.array([click], np.float64), canvas).astype(np.float32)
+    found = inference.predictions_at(planes, at)
+    theta, box = found["theta"][:, level - 3], found["boxes"][0, level - 3]
+    half = half_logits(predictor.model, planes["maskfeat"], theta, at, level)[0]
+    window = inference.box_window(box, at[0], canvas, predictor.settings)
+    return inference.half_plane(half[window.slices], window, canvas)
 
 
 @pytest.mark.parametrize("choice", ["score", "level", "product", "level_score"])
@@ -242,10 +248,10 @@ def test_every_scale_and_level_is_the_full_network(model: TraceNet, photo: Image
     for rank, (factor, level) in enumerate(pairs):
         expected = full_answer(predictor, click, factor, level)
         canvas = photo_scales(WIDTH, HEIGHT, (factor,), SETTINGS)[0].canvas
-        assert_close(torch.from_numpy(logits[rank]), inference.move_plane(expected, canvas, fine))
+        assert_close(torch.from_numpy(logits[rank]), torch.from_numpy(inference.move_plane(expected, canvas, fine)))
         mask = inference.resample_plane(expected, canvas)
-        decided = mask.abs() > 1e-2
-        np.testing.assert_array_equal(masks[rank][decided.numpy()], (mask > 0)[decided].numpy())
+        decided = np.abs(mask) > 1e-2
+        np.testing.assert_array_equal(masks[rank][decided], (mask > 0)[decided])
     one, score, half = predictor.predict([click], zoom=factors)
     np.testing.assert_array_equal(one[0], masks[0])
     assert score[0] == scores[0]
@@ -312,9 +318,9 @@ def test_only_the_window_of_a_scale_is_resized(
     asked: list[tuple[int, int]] = []
     prepare = inference.prepare_window
 
-    def counted(*given: Any) -> Tensor:
+    def counted(*given: Any) -> Floats:
         found = prepare(*given)
-        asked.append(tuple(found.shape[2:]))
+        asked.append(found.shape[2:])
         return found
 
     monkeypatch.setattr(inference, "prepare_window", counted)
@@ -397,8 +403,8 @@ def test_several_clicks_and_objects(model: TraceNet, photo: Image.Image) -> None
     assert predictor.last_zoom is not None
     assert predictor.last_zoom[0] == alone[best][3].factor
     on = max((scale.canvas for *_, scale, _ in alone), key=lambda canvas: canvas.width)
-    union = torch.stack([inference.move_plane(torch.tensor(part), scale.canvas, on) for _, _, part, scale, _ in alone])
-    assert_close(torch.from_numpy(logits[0]), union.amax(0))
+    union = np.max([inference.move_plane(part, scale.canvas, on) for _, _, part, scale, _ in alone], axis=0)
+    assert_close(torch.from_numpy(logits[0]), torch.from_numpy(union))
     together = np.any([mask for mask, *_ in alone], axis=0)
     assert (masks[0] ^ together).mean() < 0.03
 
@@ -441,12 +447,12 @@ def test_wrong_zoom_is_refused_before_anything_is_computed(model: TraceNet, phot
 
 
 def test_costs_are_those_of_the_plans(capsys: pytest.CaptureFixture[str]) -> None:
-    zoom.main(["--size", "400x300", "--factors", "0.5,1", "--working-size", "128", "--json"])
+    zoom_costs.main(["--size", "400x300", "--factors", "0.5,1", "--working-size", "128", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert [row["canvas"] for row in found["scales"]] == [[64, 48], [128, 96]]
     for kind in ("centre", "mean"):
         assert found["zoom"]["locate"][kind] == sum(row["locate"][kind] for row in found["scales"])
         assert 0 < found["scales"][0]["locate"][kind] < found["scales"][1]["locate"][kind] < found["full_macs"]
         assert found["scales"][1]["locate"][kind] < found["single"]["locate"][kind] < found["full_macs"]
-    zoom.main(["--size", "400x300", "--factors", "0.5,1", "--working-size", "128"])
+    zoom_costs.main(["--size", "400x300", "--factors", "0.5,1", "--working-size", "128"])
     assert "full network" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tracenet.rft.trace import Plan
+from tracenet.sessions.base import PhasePlan
 from tracenet_kernels.window import Window, hull
 
 
@@ -14,21 +14,21 @@ class ClickPlan:
     """What one call of ``predict`` computed: the plans of both phases, and views of them as one.
 
     Attributes:
-        locate: heads at the clicks, one plan per object and scale.
+        locate: heads at the clicks of all objects, one plan or more per scale: clicks far apart have their own.
         segment: mask windows, one plan per mask and click, without what earlier plans had already computed. Masks that
             were only compared (``agreement``) are among them.
         masks: those of ``segment`` that the returned masks come from, in their order.
         factors: the scale of each plan.
     """
 
-    locate: list[Plan] = field(default_factory=list)
-    segment: list[Plan] = field(default_factory=list)
-    masks: list[Plan] = field(default_factory=list)
-    factors: dict[Plan, float] = field(default_factory=dict)
+    locate: list[PhasePlan] = field(default_factory=list)
+    segment: list[PhasePlan] = field(default_factory=list)
+    masks: list[PhasePlan] = field(default_factory=list)
+    factors: dict[PhasePlan, float] = field(default_factory=dict)
     count_full: Callable[[], int] = lambda: 0
 
     @property
-    def plans(self) -> list[Plan]:
+    def plans(self) -> list[PhasePlan]:
         return [*self.locate, *self.segment]
 
     @property
@@ -46,7 +46,7 @@ class ClickPlan:
         """The scale of the first mask."""
         return self.factors[self.masks[0]]
 
-    def at(self, factor: float) -> list[Plan]:
+    def at(self, factor: float) -> list[PhasePlan]:
         """The plans of one scale, first those that locate."""
         return [plan for plan in self.plans if self.factors[plan] == factor]
 

@@ -42,6 +42,7 @@ def measure(predictor: Predictor, click: tuple[float, float], advance: Callable[
     times: dict[str, list[float]] = {"first_click": [], "second_click": [], "full_network": []}
     photo_width = predictor.canvas.photo_width
     beside = (click[0] + (40 if click[0] + 40 < photo_width else -40), click[1])
+    image = torch.from_numpy(predictor.image)
     for _ in range(REPEATS):
         predictor.forget_features()
         for name, at in (("first_click", click), ("second_click", beside)):
@@ -49,7 +50,7 @@ def measure(predictor: Predictor, click: tuple[float, float], advance: Callable[
             times[name].append(predictor.timings_ms["predict"])
         start = time.perf_counter()
         with torch.inference_mode():
-            predictor.model(predictor.image)
+            predictor.model(image)
         times["full_network"].append((time.perf_counter() - start) * 1e3)
         advance()
     return {name: statistics.median(values) for name, values in times.items()}
@@ -87,7 +88,13 @@ def run(image: Path, click: tuple[float, float], checkpoint: Path | None, out: P
         error, peak = full_network_error(predictor, click)
         progress.advance(task)
         report["median_ms"] = measure(predictor, click, lambda: progress.advance(task))
-    report.update(max_error=error, max_abs_full=peak, threads=torch.get_num_threads(), torch=torch.__version__)
+    report.update(
+        backend=predictor.backend,
+        max_error=error,
+        max_abs_full=peak,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
     save_json(report, out / "report.json")
     return report
 
@@ -98,7 +105,8 @@ def show(report: dict[str, Any], out: Path) -> None:
     console = Console(highlight=False)
     console.print(
         f"{report['width']}x{report['height']} photo, level P{report['level']}, score {report['score']:.2f}, "
-        f"{report['mask_pixels']} mask pixels; medians of {REPEATS}, {report['threads']} threads, fp32, crop-and-pad"
+        f"{report['mask_pixels']} mask pixels; medians of {REPEATS}, {report['threads']} threads, fp32, "
+        f"{report['backend']} backend"
     )
     console.print(f"multiply-adds   traced {report['macs'] / 1e9:6.2f} G   full {report['full_macs'] / 1e9:6.2f} G")
     console.print(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 
 from tracenet import inference
-from tracenet.models.fpn import LEVELS
+from tracenet.conventions import LEVELS
 from tracenet.predictor import Predictor
+from tracenet.untraced import half_logits, planes_of
 
 
 def full_network_error(predictor: Predictor, click: tuple[float, float]) -> tuple[float, float]:
@@ -23,11 +24,10 @@ def full_network_error(predictor: Predictor, click: tuple[float, float]) -> tupl
     level = int(predictor.last_levels[0])
     rows, columns = plan.masks[0].request["mask_half"].slices
     scale = predictor.last_scale
-    working = inference.to_working(torch.tensor([click], dtype=torch.float64), scale.canvas).float()
-    with torch.inference_mode():
-        full = model(predictor.input_at(scale))
-        found = inference.predictions_at(full, working, model.config.anchor_offset)
-        theta = found["theta"][:, level - LEVELS[0]]
-        plane = inference.half_logits(model, full["maskfeat"], theta, working, level)[0][rows, columns]
-    difference = torch.from_numpy(logits[0])[rows, columns] - plane
-    return float(difference.abs().max()), float(plane.abs().max())
+    working = inference.to_working(np.array([click], np.float64), scale.canvas).astype(np.float32)
+    full = planes_of(model, predictor.input_at(scale))
+    found = inference.predictions_at(full, working, model.config.anchor_offset)
+    theta = found["theta"][:, level - LEVELS[0]]
+    plane = half_logits(model, full["maskfeat"], theta, working, level)[0][rows, columns]
+    difference = logits[0][rows, columns] - plane
+    return float(np.abs(difference).max()), float(np.abs(plane).max())

@@ -1,6 +1,7 @@
 """What stands between a photo with a click and the network: small pure functions.
 
-The predictor and the evaluation both call these, so that what is scored is what ``predict`` returns.
+The predictor and the evaluation both call these, so that what is scored is what ``predict`` returns. NumPy alone: a
+predictor whose network runs natively never imports PyTorch.
 
 Coordinates. A click ``(x, y)`` on the photo counts pixels: integers are pixel centres. On the working image
 positions are measured from its top-left corner, so pixel ``i`` spans ``[i, i + 1)``; P3 cell ``i`` spans
@@ -9,21 +10,21 @@ positions are measured from its top-left corner, so pixel ``i`` spans ``[i, i + 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from tracenet.models.fpn import LEVELS, STRIDES
-from tracenet.models.mask import SIZES_OF_INTEREST
-from tracenet.models.tracenet import TraceNet, TraceNetConfig
+from tracenet.config import TraceNetConfig
+from tracenet.conventions import LEVELS, STRIDES
 from tracenet.plain_data import from_plain
 from tracenet.resize import ResizedPhoto
 from tracenet_kernels.errors import ClickError, InputError
@@ -45,6 +46,8 @@ MAX_FACTOR = 256.0
 MAX_FACTORS = 8
 """Scales of one photo: each holds a captured graph and kept features."""
 Factor = float | str
+HEADS = ("logits", "ctr", "level", "theta", "reg")
+"""Outputs of the network per level, with the level's number after their name."""
 
 
 @dataclass(frozen=True)
@@ -192,27 +195,38 @@ def fit_canvas(photo_width: int, photo_height: int, working_size: int) -> Canvas
     return Canvas(photo_width, photo_height, max(1, round(photo_width * scale)), max(1, round(photo_height * scale)))
 
 
-def normalise(pixels: Tensor, config: TraceNetConfig) -> Tensor:
+Floats = NDArray[np.floating[Any]]
+
+
+def normalise(pixels: NDArray[np.uint8], config: TraceNetConfig) -> NDArray[np.float32]:
     """uint8 RGB ``[H, W, 3]`` -> ``(pixel - mean) / std``, zero-padded to multiples of 32: ``[1, 3, H32, W32]``."""
     height, width = pixels.shape[:2]
     return _normalised(pixels, config, height + -height % PAD_TO, width + -width % PAD_TO)
 
 
-def _normalised(pixels: Tensor, config: TraceNetConfig, height: int, width: int) -> Tensor:
-    x = pixels.permute(2, 0, 1).float()
-    if config.channel_order == "bgr":
-        x = x.flip(0)
-    x = (x - x.new_tensor(config.mean).view(3, 1, 1)) / x.new_tensor(config.std).view(3, 1, 1)
-    return torch.nn.functional.pad(x, (0, width - x.shape[2], 0, height - x.shape[1]))[None]
+def _normalised(pixels: NDArray[np.uint8], config: TraceNetConfig, height: int, width: int) -> NDArray[np.float32]:
+    out = np.zeros((1, 3, height, width), np.float32)
+    order = (2, 1, 0) if config.channel_order == "bgr" else (0, 1, 2)
+    for plane, channel, mean, std in zip(out[0], order, config.mean, config.std, strict=True):
+        x = pixels[:, :, channel].astype(np.float32)
+        x -= np.float32(mean)
+        np.divide(x, np.float32(std), out=plane[: x.shape[0], : x.shape[1]])
+    return out
 
 
-def prepare_image(photo: Image.Image, canvas: Canvas, config: TraceNetConfig) -> Tensor:
-    """RGB photo -> network input ``[1, 3, padded_height, padded_width]``; Pillow's bilinear resize."""
-    resized = photo.convert("RGB").resize((canvas.width, canvas.height), Image.Resampling.BILINEAR)
-    return normalise(torch.from_numpy(np.array(resized)), config)
+def resize_photo(photo: Image.Image, canvas: Canvas) -> Image.Image:
+    """RGB photo at the canvas' un-padded size: one call of Pillow's bilinear resize."""
+    return photo.convert("RGB").resize((canvas.width, canvas.height), Image.Resampling.BILINEAR)
 
 
-def prepare_window(resized: ResizedPhoto, canvas: Canvas, config: TraceNetConfig, window: Window) -> Tensor:
+def prepare_image(photo: Image.Image, canvas: Canvas, config: TraceNetConfig) -> NDArray[np.float32]:
+    """RGB photo -> network input ``[1, 3, padded_height, padded_width]``; see :func:`resize_photo`."""
+    return normalise(np.asarray(resize_photo(photo, canvas)), config)
+
+
+def prepare_window(
+    resized: ResizedPhoto, canvas: Canvas, config: TraceNetConfig, window: Window
+) -> NDArray[np.float32]:
     """``window`` of the network input that the whole resized photo would give: ``[1, 3, window.height, window.width]``.
 
     Args:
@@ -222,50 +236,50 @@ def prepare_window(resized: ResizedPhoto, canvas: Canvas, config: TraceNetConfig
     """
     inside = window.clip(canvas.height, canvas.width)
     if inside.is_empty:
-        return torch.zeros(1, 3, window.height, window.width)
-    return _normalised(torch.from_numpy(resized.window(inside)), config, window.height, window.width)
+        return np.zeros((1, 3, window.height, window.width), np.float32)
+    return _normalised(resized.window(inside), config, window.height, window.width)
 
 
-def to_working(points: Tensor, canvas: Canvas) -> Tensor:
+def to_working(points: Floats, canvas: Canvas) -> Floats:
     """Clicks ``[N, 2]`` (x, y) in photo pixels -> positions on the working image: ``(x + 0.5) * scale``.
 
     Raises:
         ClickError: a click is not finite or lies outside the photo's pixels.
     """
-    size = points.new_tensor([canvas.photo_width, canvas.photo_height])
     centred = points + 0.5
-    inside = torch.isfinite(points).all(1) & (centred >= 0).all(1) & (centred < size).all(1)
-    if not bool(inside.all()):
+    inside = (np.isfinite(points) & (centred >= 0) & (centred < (canvas.photo_width, canvas.photo_height))).all(1)
+    if not inside.all():
         bad = [tuple(p) for p in points[~inside][:4].tolist()]
         raise ClickError(
             f"clicks {bad} lie outside the photo of {canvas.photo_width}x{canvas.photo_height} pixels; "
             f"x runs from 0 to {canvas.photo_width - 1}, y from 0 to {canvas.photo_height - 1}"
         )
     # Rounding, here or in a later conversion to float32, must not carry a click past the last pixel.
-    last = torch.nextafter(torch.tensor([canvas.width, canvas.height], dtype=torch.float32), torch.zeros(2))
-    return torch.minimum(centred * points.new_tensor([canvas.scale_x, canvas.scale_y]), last.to(points))
+    last = np.nextafter(np.array([canvas.width, canvas.height], np.float32), np.float32(0))
+    scale = np.array([canvas.scale_x, canvas.scale_y], points.dtype)
+    return np.minimum(centred * scale, last.astype(points.dtype))
 
 
-def cells_of(clicks: Tensor, level: int) -> Tensor:
+def cells_of(clicks: Floats, level: int) -> NDArray[np.int64]:
     """Cells ``[N, 2]`` (row, column) of pyramid level ``level`` that hold ``clicks`` [N, 2] (x, y)."""
-    return (clicks.flip(1) / STRIDES[level]).floor().long()
+    return np.floor(clicks[:, ::-1] / STRIDES[level]).astype(np.int64)
 
 
-def decode_boxes(reg: Tensor, cells: Tensor, level: int, anchor_offset: str = "half") -> Tensor:
+def decode_boxes(reg: Floats, cells: NDArray[np.int64], level: int, anchor_offset: str = "half") -> Floats:
     """Distances ``[N, 4]`` (left, top, right, bottom) from the cells' centres -> boxes ``[N, 4]`` (x0, y0, x1, y1).
 
     The centre of cell ``i`` is ``i * s + s // 2``, or ``i * s`` for models with ``anchor_offset="zero"``.
     """
     stride = STRIDES[level]
-    centre = (cells.flip(1) * stride + (stride // 2 if anchor_offset == "half" else 0)).to(reg.dtype)
-    return torch.cat([centre - reg[:, :2], centre + reg[:, 2:]], 1)
+    centre = (cells[:, ::-1] * stride + (stride // 2 if anchor_offset == "half" else 0)).astype(reg.dtype)
+    return np.concatenate([centre - reg[:, :2], centre + reg[:, 2:]], 1)
 
 
-def predictions_at(outputs: dict[str, Tensor], clicks: Tensor, anchor_offset: str = "half") -> dict[str, Tensor]:
+def predictions_at(outputs: Mapping[str, Floats], clicks: Floats, anchor_offset: str = "half") -> dict[str, Floats]:
     """Head outputs at the clicks' cells on every level.
 
     Args:
-        outputs: planes of one image as :class:`tracenet.models.TraceNet` returns them.
+        outputs: planes of one image as :class:`tracenet.models.TraceNet` returns them, as arrays.
         clicks: ``[N, 2]`` (x, y) on the working image.
         anchor_offset: of the model's config.
 
@@ -273,38 +287,55 @@ def predictions_at(outputs: dict[str, Tensor], clicks: Tensor, anchor_offset: st
         ``logits``, ``ctr`` and (with a level head) ``level`` as ``[N, 5]``, ``theta`` ``[N, 5, 169]`` and
         ``boxes`` ``[N, 5, 4]``; the second axis runs over P3..P7.
     """
-    names = [name for name in ("logits", "ctr", "level", "theta", "reg") if f"{name}{LEVELS[0]}" in outputs]
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    names = [name for name in HEADS if f"{name}{LEVELS[0]}" in outputs]
+    found: dict[str, list[Floats]] = {name: [] for name in names}
     for level in LEVELS:
         cells = cells_of(clicks, level)
         for name in names:
-            found[name].append(outputs[f"{name}{level}"][0, :, cells[:, 0], cells[:, 1]].T)  # [N, c]
+            found[name].append(outputs[f"{name}{level}"][0][:, cells[:, 0], cells[:, 1]].T)  # [N, c]
     return gather_predictions(found, clicks, anchor_offset)
 
 
 def gather_predictions(
-    values: dict[str, list[Tensor]], clicks: Tensor, anchor_offset: str = "half"
-) -> dict[str, Tensor]:
-    """Per-level head values at the clicks (name -> five tensors ``[N, c]``) as :func:`predictions_at` returns them."""
+    values: Mapping[str, Sequence[Floats]], clicks: Floats, anchor_offset: str = "half"
+) -> dict[str, Floats]:
+    """Per-level head values at the clicks (name -> five arrays ``[N, c]``) as :func:`predictions_at` returns them."""
     boxes = [
         decode_boxes(reg, cells_of(clicks, level), level, anchor_offset)
         for level, reg in zip(LEVELS, values["reg"], strict=True)
     ]
-    out = {"theta": torch.stack(values["theta"], 1), "boxes": torch.stack(boxes, 1)}
+    out: dict[str, Floats] = {"theta": np.stack(values["theta"], 1), "boxes": np.stack(boxes, 1)}
     for name in ("ctr", "level"):
         if name in values:
-            out[name] = torch.cat(values[name], 1)
-    out["logits"] = torch.stack([x.amax(1) for x in values["logits"]], 1)
+            out[name] = np.concatenate(values[name], 1)
+    out["logits"] = np.stack([x.max(1) for x in values["logits"]], 1)
     return out
 
 
-def click_scores(predictions: dict[str, Tensor], score: str = "score") -> Tensor:
+def sigmoid(x: Floats) -> Floats:
+    """``1 / (1 + exp(-x))``, without overflow."""
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, small) / (1 + small)
+
+
+def softmax(x: Floats) -> Floats:
+    """``exp(x) / sum exp(x)`` over the last axis."""
+    powers = np.exp(x - x.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def best_first(rating: Floats) -> NDArray[np.int64]:
+    """Positions along the last axis, largest rating first; of equals the first comes first."""
+    return np.argsort(-rating, axis=-1, kind="stable")
+
+
+def click_scores(predictions: Mapping[str, Floats], score: str = "score") -> Floats:
     """Predicted quality ``[N, 5]`` in [0, 1] of the mask each level would give; see :class:`PredictorSettings`."""
-    quality = predictions["logits"].sigmoid()
-    return quality if score == "score" else (quality * predictions["ctr"].sigmoid()).sqrt()
+    quality = sigmoid(predictions["logits"])
+    return quality if score == "score" else np.sqrt(quality * sigmoid(predictions["ctr"]))
 
 
-def rank_levels(predictions: dict[str, Tensor], settings: PredictorSettings) -> Tensor:
+def rank_levels(predictions: Mapping[str, Floats], settings: PredictorSettings) -> NDArray[np.int64]:
     """Levels asked for, best first: ``[N, hi - lo + 1]``, values 3..7. Ties go to the finer level."""
     if settings.level_choice == "level":
         if "level" not in predictions:
@@ -315,56 +346,42 @@ def rank_levels(predictions: dict[str, Tensor], settings: PredictorSettings) -> 
     lo, hi = settings.levels
     rating = rating[:, lo - LEVELS[0] : hi - LEVELS[0] + 1]
     if settings.level_choice == "level" and settings.level_smoothing > 0:
-        own = rating.softmax(1)
-        rating = own.clone()
+        own = softmax(rating)
+        rating = own.copy()
         rating[:, 1:] += settings.level_smoothing * own[:, :-1]
         rating[:, :-1] += settings.level_smoothing * own[:, 1:]
-    return rating.argsort(dim=1, descending=True, stable=True) + lo
+    return best_first(rating) + lo
 
 
-def mask_origin(clicks: Tensor, level: int, rel_to: str) -> Tensor:
+def mask_origin(clicks: Floats, level: int, rel_to: str) -> Floats:
     """Origin ``[N, 2]`` of the relative coordinates: the click, or the centre ``cell * s + s // 2`` of its cell."""
     if rel_to == "click":
         return clicks
     stride = STRIDES[level]
-    return (clicks / stride).floor() * stride + stride // 2
+    return np.floor(clicks / stride) * stride + stride // 2
 
 
-def half_logits(model: TraceNet, features: Tensor, theta: Tensor, clicks: Tensor, level: int) -> Tensor:
-    """Mask logits ``[N, h/2, w/2]`` of the padded working image for filters predicted at one level.
-
-    Args:
-        model: gives the mask head and the conventions.
-        features: ``maskfeat`` ``[1, 8, h/8, w/8]``.
-        theta: ``[N, 169]``.
-        clicks: ``[N, 2]`` (x, y) on the working image.
-        level: the level that predicted ``theta``.
-    """
-    if model.mask_head is None:
-        raise InputError("the model has mask_branch='none'; it predicts no masks")
-    origin = mask_origin(clicks, level, model.config.rel_to)
-    low = model.mask_head(features, theta, origin, theta.new_full((len(theta),), SIZES_OF_INTEREST[level]))
-    return as_logits(model.upsample_mask(low)[:, 0], model.config)
-
-
-def as_logits(half: Tensor, config: TraceNetConfig) -> Tensor:
+def as_logits(half: Floats, config: TraceNetConfig) -> Floats:
     """Values of the network's half-resolution mask as logits: in the paper's order they are probabilities."""
-    return half if config.mask_order == "upsample_logits" else torch.logit(half, eps=1e-6)
+    if config.mask_order == "upsample_logits":
+        return half
+    inside = np.clip(half, 1e-6, 1 - 1e-6)
+    return np.log(inside / (1 - inside))
 
 
-def box_window(box: Tensor, click: Tensor, canvas: Canvas, settings: PredictorSettings) -> Window:
+def box_window(box: Floats, click: Floats, canvas: Canvas, settings: PredictorSettings) -> Window:
     """Samples of the half-resolution mask that are computed and kept.
 
     The box ``[4]`` (x0, y0, x1, y1), each side moved out by ``mask_margin * side + mask_margin_pixels``, rounded
     outwards and clipped to the un-padded image; it always holds the click ``[2]``. The whole image for ``"full"``.
     """
-    height, width = math.ceil(canvas.height / HALF), math.ceil(canvas.width / HALF)
+    height, width = half_size(canvas)
     if settings.mask_window == "full":
         return Window.full(height, width)
-    x0, y0, x1, y1 = torch.nan_to_num(box, nan=0.0, posinf=1e9, neginf=-1e9).tolist()
+    x0, y0, x1, y1 = np.nan_to_num(box, nan=0.0, posinf=1e9, neginf=-1e9).tolist()
     grow_x = (x1 - x0) * settings.mask_margin + settings.mask_margin_pixels
     grow_y = (y1 - y0) * settings.mask_margin + settings.mask_margin_pixels
-    x, y = (int(v) for v in (click / HALF).floor().tolist())
+    x, y = (int(v // HALF) for v in click.tolist())
 
     def span(low: float, high: float, at: int, size: int) -> tuple[int, int]:
         start = min(max(math.floor(low / HALF), 0), at)
@@ -373,7 +390,12 @@ def box_window(box: Tensor, click: Tensor, canvas: Canvas, settings: PredictorSe
     return Window(*span(y0 - grow_y, y1 + grow_y, y, height), *span(x0 - grow_x, x1 + grow_x, x, width))
 
 
-def photo_logits(logits: Tensor, window: Window, canvas: Canvas) -> Tensor:
+def half_size(canvas: Canvas) -> tuple[int, int]:
+    """Rows and columns of the un-padded half-resolution plane."""
+    return math.ceil(canvas.height / HALF), math.ceil(canvas.width / HALF)
+
+
+def photo_logits(logits: Floats, window: Window, canvas: Canvas) -> Floats:
     """Mask logits of one window -> logits ``[photo_height, photo_width]``; a pixel is in the mask where they exceed 0.
 
     Bilinear between half-resolution samples, whose centres lie at ``2i + 1`` on the working image; photo pixel ``x``
@@ -385,34 +407,80 @@ def photo_logits(logits: Tensor, window: Window, canvas: Canvas) -> Tensor:
     return resample_plane(half_plane(logits, window, canvas), canvas)
 
 
-def half_plane(logits: Tensor, window: Window, canvas: Canvas) -> Tensor:
+def half_plane(logits: Floats, window: Window, canvas: Canvas) -> Floats:
     """Mask logits of one window placed on the un-padded half-resolution plane, :data:`OUTSIDE_LOGIT` around it."""
-    if tuple(logits.shape) != (window.height, window.width):
-        raise InputError(f"logits have shape {tuple(logits.shape)}; the window is {window.height}x{window.width}")
-    plane = logits.new_full((math.ceil(canvas.height / HALF), math.ceil(canvas.width / HALF)), OUTSIDE_LOGIT)
+    if logits.shape != (window.height, window.width):
+        raise InputError(f"logits have shape {logits.shape}; the window is {window.height}x{window.width}")
+    plane = np.full(half_size(canvas), OUTSIDE_LOGIT, logits.dtype)
     plane[window.y0 : window.y1, window.x0 : window.x1] = logits
     return plane
 
 
-def resample_plane(plane: Tensor, canvas: Canvas) -> Tensor:
+def resample_plane(plane: Floats, canvas: Canvas) -> Floats:
     """Half-resolution plane -> photo size, by the coordinates of :func:`photo_logits`."""
     rows = _resample(plane, canvas.photo_height, canvas.scale_y)
     return _resample(rows.T, canvas.photo_width, canvas.scale_x).T
 
 
-def move_plane(plane: Tensor, canvas: Canvas, target: Canvas) -> Tensor:
+def move_plane(plane: Floats, canvas: Canvas, target: Canvas) -> Floats:
     """Half-resolution plane of one scale -> half-resolution plane of another, whose sample ``i`` lies at ``2i + 1``."""
     if canvas == target:
         return plane
-    rows = _resample(plane, math.ceil(target.height / HALF), HALF * canvas.height / target.height)
-    return _resample(rows.T, math.ceil(target.width / HALF), HALF * canvas.width / target.width).T
+    height, width = half_size(target)
+    rows = _resample(plane, height, HALF * canvas.height / target.height)
+    return _resample(rows.T, width, HALF * canvas.width / target.width).T
 
 
-def _resample(plane: Tensor, size: int, scale: float) -> Tensor:
+def _resample(plane: Floats, size: int, scale: float) -> Floats:
     """Linear interpolation of ``plane`` [n, m] along its first axis to ``size`` photo pixels."""
-    position = (torch.arange(size, dtype=torch.float64) + 0.5) * (scale / HALF) - 0.5
-    position = position.clamp(0, plane.shape[0] - 1)
-    low = position.floor().long()
-    high = (low + 1).clamp(max=plane.shape[0] - 1)
-    weight = (position - low).to(plane.dtype)[:, None]
-    return torch.lerp(plane[low], plane[high], weight)
+    low, weight = _taps(size, scale, plane.shape[0])
+    high = np.minimum(low + 1, plane.shape[0] - 1)
+    return _between(plane[low], plane[high], weight[:, None])
+
+
+@functools.lru_cache(maxsize=64)
+def _taps(size: int, scale: float, samples: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The sample before each of ``size`` pixels and the weight of the one after it, of ``samples`` along an axis."""
+    position = np.clip((np.arange(size) + 0.5) * (scale / HALF) - 0.5, 0, samples - 1)
+    low = np.floor(position).astype(np.int64)
+    weight = (position - low).astype(np.float32)
+    low.flags.writeable = weight.flags.writeable = False
+    return low, weight
+
+
+def _between(low: Floats, high: Floats, weight: Floats) -> Floats:
+    return low + (high - low) * weight
+
+
+def photo_mask(logits: Floats, window: Window, canvas: Canvas) -> NDArray[np.bool_]:
+    """``photo_logits(logits, window, canvas) > 0``: bool ``[photo_height, photo_width]``.
+
+    Only pixels that the window reaches are interpolated; most windows are small beside the photo.
+
+    Args:
+        logits: ``[window.height, window.width]`` on the half-resolution plane.
+    """
+    mask = np.zeros((canvas.photo_height, canvas.photo_width), np.bool_)
+    height, width = half_size(canvas)
+    rows, low, high, weight = _reach(window.y0, window.y1, height, canvas.photo_height, canvas.scale_y)
+    around = np.full((window.height + 2, window.width + 2), OUTSIDE_LOGIT, logits.dtype)
+    around[1:-1, 1:-1] = logits
+    part = np.ascontiguousarray(_between(around[low], around[high], weight[:, None]).T)  # [window.width + 2, rows]
+    columns, low, high, weight = _reach(window.x0, window.x1, width, canvas.photo_width, canvas.scale_x)
+    mask[rows, columns] = (_between(part[low], part[high], weight[:, None]) > 0).T
+    return mask
+
+
+def _reach(
+    start: int, stop: int, samples: int, size: int, scale: float
+) -> tuple[slice, NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """One axis: the photo's pixels between whose two samples one of ``start..stop`` is, and where they lie.
+
+    Returns:
+        The pixels; the sample before each and the one after it, counted from ``start - 1``; the second's weight.
+    """
+    low, weight = _taps(size, scale, samples)
+    first, beyond = np.searchsorted(low, [start - 1, stop])  # positions never fall
+    low, weight = low[first:beyond], weight[first:beyond]
+    before = start - 1
+    return slice(first, beyond), low - before, np.minimum(low + 1, samples - 1) - before, weight

@@ -149,12 +149,6 @@ def _window_panel(small: Image.Image, grey: Image.Image, window: Window, height:
     return panel
 
 
-def planes_of(plan: Any) -> dict[str, tuple[int, int]]:
-    """Plane sizes of everything named in ``plan.windows``: nodes and output aliases of a :class:`tracenet.Plan`."""
-    graph = plan.graph
-    return {name: (graph.outputs.get(name) or graph.by_name[name]).plane for name in plan.windows}
-
-
 def join(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
     """Pictures side by side at the height of the first, on white."""
     if not pictures:
@@ -174,7 +168,7 @@ def join(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
 def plan_picture(plan: Any, image: Image.Image, click: Sequence[float] | None = None) -> Image.Image:
     """:func:`windows_picture` of a plan of TraceNet: those of :data:`LAYERS` that it visits."""
     layers = [layer for layer in LAYERS if layer in plan.windows]
-    return windows_picture(image, plan.windows, planes_of(plan), layers, click, columns=5, panel_width=300)
+    return windows_picture(image, plan.windows, plan.planes, layers, click, columns=5, panel_width=300)
 
 
 def backdrop(size: tuple[int, int], photo: str | Path | None = None) -> Image.Image:

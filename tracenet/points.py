@@ -7,14 +7,13 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from tracenet_kernels.errors import ClickError
 
 
-def check_points(coords: Any, labels: Any) -> tuple[list[Tensor], bool]:
-    """Clicks as a list of ``[N, 2]`` float64 tensors, and whether they came as (B, N, 2).
+def check_points(coords: Any, labels: Any) -> tuple[list[NDArray[np.float64]], bool]:
+    """Clicks as a list of ``[N, 2]`` float64 arrays, and whether they came as (B, N, 2).
 
     Raises:
         ClickError: they are no numbers, of another shape, or labelled other than 1.
@@ -38,7 +37,7 @@ def check_points(coords: Any, labels: Any) -> tuple[list[Tensor], bool]:
                 f"point_labels hold {bad}; only 1 (a click on the object) is supported, negative clicks are not yet"
             )
     batched = points.ndim == 3
-    return [torch.from_numpy(p.copy()) for p in (points if batched else points[None])], batched
+    return list(points if batched else points[None]), batched
 
 
 def _array(values: Any) -> np.ndarray | None:

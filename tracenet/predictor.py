@@ -11,90 +11,82 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from tracenet import inference
+from tracenet.checkpoint import BUNDLED, Checkpoint, bundled_checkpoint
 from tracenet.click_plan import ClickPlan
-from tracenet.crop_pad import Patch
+from tracenet.conventions import LEVELS, SIZES_OF_INTEREST, THETA
 from tracenet.image_io import as_image
-from tracenet.inference import Canvas, PredictorSettings
-from tracenet.kept import FeatureStore, kept_names
-from tracenet.models import TraceNet, TraceNetConfig
-from tracenet.models.fpn import LEVELS
-from tracenet.models.heads import THETA
-from tracenet.models.mask import SIZES_OF_INTEREST
-from tracenet.models.weights import BUNDLED, bundled_checkpoint, load_checkpoint
+from tracenet.inference import Canvas, Floats, PredictorSettings
 from tracenet.points import check_points
 from tracenet.resize import ResizedPhoto
-from tracenet.rft import costs
-from tracenet.rft.trace import Plan
-from tracenet.traced import TracedModel, trace
+from tracenet.sessions import Parameters, PhasePlan, Session, choose_backend, open_network
 from tracenet.zoom import Scale, photo_scales, prepare_scale, rank_candidates, settle, zoom_settings
-from tracenet_kernels.errors import BackendError, InputError
-from tracenet_kernels.window import EMPTY, Window, hull
+from tracenet_kernels.errors import InputError
+from tracenet_kernels.window import Window, hull
 
-BACKENDS = ("auto", "torch")
-MAX_SIZES = 2 * inference.MAX_FACTORS
-"""Captured graphs kept, one per padded image size, least recently used dropped first; they share their weights."""
+if TYPE_CHECKING:
+    from tracenet.models import TraceNet
+
+HEAD_REACH = 5
+"""Cells around a click that its predictions read of a pyramid level: five 3x3 convolutions in a row."""
 
 
+@dataclass(frozen=True)
 class _View:
-    """The current photo at one scale: how the network's input is made, and what is kept of its features."""
+    """The current photo at one scale."""
 
-    def __init__(self, scale: Scale, source: Tensor | ResizedPhoto, max_kept_bytes: int) -> None:
-        self.scale = scale
-        self.source = source
-        self.store = FeatureStore(max_kept_bytes)
+    scale: Scale
+    photo: ResizedPhoto
+    session: Session
 
     @property
     def canvas(self) -> Canvas:
         return self.scale.canvas
 
-    def input(self, plan: Plan, config: TraceNetConfig) -> Tensor | Patch:
-        """The network's input, or of a scale that is not prepared whole the part that a plan reads."""
-        if isinstance(self.source, Tensor):
-            return self.source
-        entry = plan.by_node.get(plan.graph.inputs[0])
-        window = EMPTY if entry is None else entry.window  # kept features may be all it needs
-        return Patch(window, inference.prepare_window(self.source, self.canvas, config, window))
-
 
 @dataclass(frozen=True)
 class _Located:
-    """Head outputs of one click at one scale: tensors over the five levels; levels not asked for are NaN."""
+    """Head outputs of clicks ``[N, 2]`` at one scale: arrays over the five levels; levels not asked for are NaN."""
 
     view: _View
-    click: Tensor
-    predictions: dict[str, Tensor]
+    clicks: Floats
+    predictions: dict[str, Floats]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The mask logits that one candidate gives for one click, on the half-resolution plane of its scale."""
+    """The mask logits that one candidate gives for one click, on a window of its scale's half-resolution plane."""
 
-    one: _Located
+    view: _View
     level: int
-    plane: Tensor
-    plan: Plan
+    logits: Floats
+    window: Window
+    score: float
+    box: NDArray[np.float32]
+    plan: PhasePlan
+
+    def plane(self) -> Floats:
+        return inference.half_plane(self.logits, self.window, self.view.canvas)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """One mask of one object. ``plane`` lies on the canvas ``on``."""
+    """One mask of one object: logits of a window of the half-resolution plane of the canvas ``on``."""
 
-    plane: Tensor
+    logits: Floats
+    window: Window
     on: Canvas
     score: float
-    box: np.ndarray
+    box: NDArray[np.float32]
     level: int
     factor: float
 
@@ -109,7 +101,8 @@ class Predictor:
         masks, scores, logits = p.predict(point_coords=[[x, y]], point_labels=[1])
 
     Args:
-        model: a :class:`tracenet.models.TraceNet` with a mask branch, in evaluation mode.
+        model: a :class:`tracenet.models.TraceNet` with a mask branch, in evaluation mode, or a
+            :class:`tracenet.checkpoint.Checkpoint`, of which only what the backend needs is loaded.
         settings: how the checkpoint wants to be used (working size, levels, mask window); by default those of
             :class:`PredictorSettings`, with the level choice that the model's heads allow.
         backend: ``"auto"`` or ``"torch"`` (crop-and-pad).
@@ -127,27 +120,25 @@ class Predictor:
 
     def __init__(
         self,
-        model: TraceNet,
+        model: TraceNet | Checkpoint,
         settings: PredictorSettings | None = None,
         backend: str = "auto",
         keep_features: bool = True,
         max_kept_bytes: int = 1 << 30,
     ) -> None:
-        if backend not in BACKENDS:
-            raise BackendError(f"backend {backend!r} is not available; choose one of {BACKENDS}")
-        if model.mask_head is None:
+        self.config = model.config
+        if self.config.mask_branch == "none":
             raise InputError("the model has mask_branch='none' and predicts no masks; use 'condinst' or 'p3'")
-        if model.training:
+        if not isinstance(model, Checkpoint) and model.training:
             raise InputError("the model is in training mode; call model.eval() first")
         if settings is None:
-            settings = PredictorSettings(level_choice="level" if model.config.level_head else "score")
-        if settings.level_choice == "level" and not model.config.level_head:
+            settings = PredictorSettings(level_choice="level" if self.config.level_head else "score")
+        if settings.level_choice == "level" and not self.config.level_head:
             raise InputError("level_choice='level' needs a model with level_head=True; use 'score' for this one")
-        self.model = model
         if settings.zoom != "off":
             self._check_choice(settings)
+        self.network = open_network(model, backend)
         self.settings = settings
-        self.backend = "torch" if backend == "auto" else backend
         self.keep_features = keep_features
         self.max_kept_bytes = max_kept_bytes
         self.last_plan: ClickPlan | None = None
@@ -155,8 +146,7 @@ class Predictor:
         self.last_levels: np.ndarray | None = None
         self.last_zoom: np.ndarray | None = None
         self.timings_ms: dict[str, float] = {}
-        self._captured: OrderedDict[tuple[int, int], TracedModel] = OrderedDict()
-        self._keep: list[str] = []
+        self._source = model
         self._photo: Image.Image | None = None
         self._views: dict[Canvas, _View] = {}
 
@@ -174,9 +164,19 @@ class Predictor:
         if not isinstance(name_or_path, (str, os.PathLike, type(None))):
             raise InputError(f"from_pretrained got a {type(name_or_path).__name__}; pass a name or the path of a file")
         bundled = name_or_path is None or str(name_or_path) == Path(BUNDLED).stem
-        path = bundled_checkpoint() if bundled else Path(str(name_or_path))
-        model, info = load_checkpoint(path)
-        return cls(model, info.predictor, backend, **options)
+        choose_backend(backend)  # a wrong name is refused before anything is read
+        checkpoint = Checkpoint(bundled_checkpoint() if bundled else Path(str(name_or_path)))
+        return cls(checkpoint, checkpoint.info.predictor, backend, **options)
+
+    @property
+    def backend(self) -> str:
+        """The backend that runs the network."""
+        return self.network.backend
+
+    @property
+    def model(self) -> TraceNet:
+        """The network as a PyTorch module; of a checkpoint on another backend it is loaded now."""
+        return self._source.model if isinstance(self._source, Checkpoint) else self._source
 
     @property
     def canvas(self) -> Canvas:
@@ -184,11 +184,11 @@ class Predictor:
         return self._base.canvas
 
     @property
-    def image(self) -> Tensor:
+    def image(self) -> NDArray[np.float32]:
         """The current network input at the working size, ``[1, 3, H, W]``: resized, normalised, padded."""
-        source = self._base.source
-        assert isinstance(source, Tensor)
-        return source
+        view = self._base
+        window = Window.full(view.canvas.padded_height, view.canvas.padded_width)
+        return inference.prepare_window(view.photo, view.canvas, self.config, window)
 
     @property
     def last_scale(self) -> Scale:
@@ -198,11 +198,11 @@ class Predictor:
         factor = self.last_plan.factor
         return next(view.scale for view in self._views.values() if view.scale.factor == factor)
 
-    def input_at(self, scale: Scale) -> Tensor:
+    def input_at(self, scale: Scale) -> NDArray[np.float32]:
         """All of the network's input ``[1, 3, H, W]`` at a scale of the current image."""
         if self._photo is None:
             raise InputError("no image is set; call set_image(image) before predict")
-        return prepare_scale(self._photo, scale, self.settings, self.model.config)
+        return prepare_scale(self._photo, scale, self.settings, self.config)
 
     @property
     def _base(self) -> _View:
@@ -214,7 +214,7 @@ class Predictor:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the features kept for the current image."""
-        return sum(view.store.bytes for view in self._views.values())
+        return sum(view.session.kept_bytes for view in self._views.values())
 
     def set_image(self, image: Any) -> None:
         """Take an image: ``[H, W, 3]`` uint8 RGB, a PIL image (EXIF orientation is applied), or a path.
@@ -227,10 +227,10 @@ class Predictor:
         start = time.perf_counter()
         photo = as_image(image)
         scale = Scale(1.0, inference.fit_canvas(photo.width, photo.height, self.settings.working_size))
-        prepared = inference.prepare_image(photo, scale.canvas, self.model.config)
+        whole = inference.resize_photo(photo, scale.canvas)
         self.reset_image()
         self._photo = photo
-        self._views[scale.canvas] = _View(scale, prepared, self.max_kept_bytes)
+        self._add_view(scale, ResizedPhoto(photo, scale.canvas.width, scale.canvas.height, whole))
         self.timings_ms["set_image"] = (time.perf_counter() - start) * 1e3
 
     def reset_image(self) -> None:
@@ -241,7 +241,7 @@ class Predictor:
     def forget_features(self) -> None:
         """Drop the features kept for the current image; the next click computes everything it needs."""
         for view in self._views.values():
-            view.store.clear()
+            view.session.forget()
 
     def predict(
         self,
@@ -285,41 +285,42 @@ class Predictor:
             self._check_choice(settings)
         window_rule = self._window_rule(mask_window)
         views = [self._view(scale) for scale in scales]
-        clicks = [[inference.to_working(p, view.canvas).float() for view in views] for p in points]
+        every = np.concatenate(points)
+        clicks = [inference.to_working(every, view.canvas).astype(np.float32) for view in views]
         start = time.perf_counter()
         for view in views:
-            self._traced(view.canvas)
+            self.network.prepare(view.canvas)
         captured = time.perf_counter()
-        done = ClickPlan(count_full=self._full_macs(canvas))
-        answers = [self._object(views, c, settings, zoomed, window_rule, multimask_output, done) for c in clicks]
+        done = ClickPlan(count_full=lambda: self.network.full_macs(canvas))
+        if not self.keep_features:
+            self.forget_features()
+        located = [self._locate(view, at, settings, done) for view, at in zip(views, clicks, strict=True)]
+        answers = self._answers(located, len(points), settings, zoomed, window_rule, multimask_output, done)
         if not self.keep_features:
             self.forget_features()
         masks, scores, logits, boxes, chosen, factors = (
-            np.stack(part) if batched else part[0] for part in zip(*_stacked(answers), strict=True)
+            _stack(part) if batched else part[0] for part in zip(*_stacked(answers), strict=True)
         )
         self.last_plan, self.last_boxes, self.last_levels, self.last_zoom = done, boxes, chosen, factors
         self.timings_ms.update(capture=(captured - start) * 1e3, predict=(time.perf_counter() - captured) * 1e3)
         return masks, scores, logits
 
     def _check_choice(self, settings: PredictorSettings) -> None:
-        if settings.zoom_choice != "score" and not self.model.config.level_head:
+        if settings.zoom_choice != "score" and not self.config.level_head:
             raise InputError(
                 f"zoom_choice={settings.zoom_choice!r} needs a model with level_head=True; use 'score' for this one"
             )
 
     def _view(self, scale: Scale) -> _View:
         assert self._photo is not None
-        if scale.canvas not in self._views:
-            canvas = scale.canvas
-            resized = ResizedPhoto(self._photo, canvas.width, canvas.height)
-            self._views[canvas] = _View(scale, resized, self.max_kept_bytes)
-        return self._views[scale.canvas]
+        canvas = scale.canvas
+        if canvas not in self._views:
+            self._add_view(scale, ResizedPhoto(self._photo, canvas.width, canvas.height))
+        return self._views[canvas]
 
-    def _full_macs(self, canvas: Canvas) -> Callable[[], int]:
-        def count() -> int:
-            return costs.full_macs(self._traced(canvas).graph)
-
-        return count
+    def _add_view(self, scale: Scale, photo: ResizedPhoto) -> None:
+        session = self.network.session(photo, scale.canvas, self.max_kept_bytes)
+        self._views[scale.canvas] = _View(scale, photo, session)
 
     def _window_rule(self, mask_window: str | float | None) -> str | float:
         rule: Any = self.settings.mask_window if mask_window is None else mask_window
@@ -334,128 +335,145 @@ class Predictor:
             return float(min(rule, self.canvas.photo_width + self.canvas.photo_height))
         raise InputError(f"mask_window is {rule!r}; pass 'box', 'full', or a radius in photo pixels greater than 0")
 
-    def _traced(self, canvas: Canvas) -> TracedModel:
-        size = (canvas.padded_height, canvas.padded_width)
-        if size not in self._captured:
-            # Only shapes and types are looked at: memory that is never touched costs nothing, however large the scale.
-            inputs = (torch.empty(1, 3, *size), torch.zeros(1, THETA), torch.zeros(1, 2), torch.ones(1))
-            traced = trace(self.model, inputs)
-            if self._captured:
-                traced.share_weights(next(iter(self._captured.values())))
-            self._captured[size] = traced
-            while len(self._captured) > MAX_SIZES:
-                self._captured.popitem(last=False)
-        self._captured.move_to_end(size)
-        return self._captured[size]
-
-    def _object(
+    def _answers(
         self,
-        views: list[_View],
-        clicks: list[Tensor],
+        located: list[_Located],
+        objects: int,
         settings: PredictorSettings,
         zoomed: bool,
         window_rule: str | float,
         multimask: bool,
         done: ClickPlan,
-    ) -> list[_Answer]:
-        """The masks of one object, best first, from its clicks ``[N, 2]`` on the canvas of each view."""
-        if not self.keep_features:
-            self.forget_features()
-        located = [self._locate(view, at, settings, done) for view, at in zip(views, clicks, strict=True)]
-        factors = [view.scale.factor for view in views]
+    ) -> list[list[_Answer]]:
+        """The masks of every object, best first; each has the same number of consecutive clicks."""
+        factors = [one.view.scale.factor for one in located]
+        order, ratings = rank_candidates([one.predictions for one in located], factors, settings, zoomed)
         levels = settings.levels[1] - settings.levels[0] + 1
         parts: dict[tuple[int, int], _Part] = {}
 
         def part(click: int, candidate: int) -> _Part:
             scale, step = divmod(candidate, levels)
             if (click, candidate) not in parts:
-                one = located[scale][click]
-                parts[click, candidate] = self._segment(one, settings.levels[0] + step, window_rule, settings, done)
+                parts[click, candidate] = self._segment(
+                    located[scale], click, settings.levels[0] + step, window_rule, settings, done
+                )
             return parts[click, candidate]
 
-        ranked = []
-        for i in range(len(clicks[0])):
-
-            def plane_of(candidate: int, click: int = i) -> tuple[Tensor, Canvas]:
+        def ranked(click: int) -> list[int]:
+            def plane_of(candidate: int) -> tuple[Floats, Canvas]:
                 found = part(click, candidate)
-                return found.plane, found.one.view.canvas
+                return found.plane(), found.view.canvas
 
-            at = [found[i].predictions for found in located]
-            order, ratings = rank_candidates(at, factors, settings, zoomed)
-            ranked.append(settle(order[0], ratings[0], plane_of, settings))
-        count = len(ranked[0]) if multimask else 1
+            return settle(order[click], ratings[click], plane_of, settings)
+
+        each = len(order) // objects
         answers = []
-        for rank in range(count):
-            together = [part(i, candidates[rank]) for i, candidates in enumerate(ranked)]
-            done.masks.extend(one.plan for one in together)
-            answers.append(_united(together, settings))
+        for first in range(0, len(order), each):
+            clicks = range(first, first + each)
+            candidates = [ranked(click) for click in clicks]
+            masks = []
+            for rank in range(order.shape[1] if multimask else 1):
+                together = [part(click, c[rank]) for click, c in zip(clicks, candidates, strict=True)]
+                done.masks.extend(one.plan for one in together)
+                masks.append(_united(together))
+            answers.append(masks)
         return answers
 
     def _run(
-        self, view: _View, request: dict[int | str, Window], parameters: tuple[Tensor, ...], done: ClickPlan
-    ) -> tuple[Plan, dict[int | str, Tensor]]:
-        traced = self._traced(view.canvas)
-        if not self._keep:
-            self._keep = kept_names(traced.graph)  # the same at every size
-        plan = traced.plan(request, view.store.windows())
+        self, view: _View, request: dict[str, Window], parameters: Parameters | None, done: ClickPlan
+    ) -> tuple[PhasePlan, dict[str, NDArray[np.float32]]]:
+        plan, outputs = view.session.run(request, parameters)
         done.factors[plan] = view.scale.factor
-        image = view.input(plan, self.model.config)
-        outputs, patches = traced.run_keeping((image, *parameters), plan, view.store.patches, self._keep, self.backend)
-        view.store.add(patches)
-        if self.kept_bytes > self.max_kept_bytes:
+        if len(self._views) > 1 and self.kept_bytes > self.max_kept_bytes:
             for other in self._views.values():
                 if other is not view:
-                    other.store.clear()
+                    other.session.forget()
         return plan, outputs
 
-    def _locate(self, view: _View, clicks: Tensor, settings: PredictorSettings, done: ClickPlan) -> list[_Located]:
-        """Heads at every click, in one plan for all of them (the hull, per level, of their cells)."""
-        traced = self._traced(view.canvas)
-        lo, hi = settings.levels
-        names = [n for n in ("logits", "reg", "ctr", "theta", "level") if f"{n}{lo}" in traced.graph.outputs]
-        cells = {level: inference.cells_of(clicks, level) for level in range(lo, hi + 1)}
-        request: dict[int | str, Window] = {}
-        for level, at in cells.items():
-            window = hull(Window.of_cell(*cell) for cell in at.tolist())
-            request.update({f"{name}{level}": window for name in names})
-        parameters = (torch.zeros(1, THETA), torch.zeros(1, 2), torch.ones(1))
-        plan, outputs = self._run(view, request, parameters, done)
-        done.locate.append(plan)
-        located = []
-        for i in range(len(clicks)):
-            values: dict[str, list[Tensor]] = {name: [] for name in names}
-            for level in LEVELS:
-                for name in names:
-                    if level in cells:
-                        y, x = cells[level][i].tolist()
-                        origin = request[f"{name}{level}"]
-                        values[name].append(outputs[f"{name}{level}"][:, :, y - origin.y0, x - origin.x0])
-                    else:
-                        channels = traced.graph.outputs[f"{name}{lo}"].shape[1]
-                        values[name].append(torch.full((1, channels), math.nan))
-            predictions = inference.gather_predictions(values, clicks[i : i + 1], self.model.config.anchor_offset)
-            located.append(_Located(view, clicks[i], predictions))
-        return located
+    def _locate(self, view: _View, clicks: Floats, settings: PredictorSettings, done: ClickPlan) -> _Located:
+        """Heads at every click. Each request asks, per level, for the hull of the cells of one group of clicks."""
+        channels = {"logits": self.config.num_classes, "reg": 4, "ctr": 1, "theta": THETA}
+        if self.config.level_head:
+            channels["level"] = 1
+        asked = range(settings.levels[0], settings.levels[1] + 1)
+        cells = {level: inference.cells_of(clicks, level) for level in asked}
+        groups = {level: group_cells(at) for level, at in cells.items()}
+        values = {
+            name: [np.full((len(clicks), c), math.nan, np.float32) for _ in LEVELS] for name, c in channels.items()
+        }
+        for step in range(max(map(len, groups.values()))):
+            windows = {level: found[step][0] for level, found in groups.items() if step < len(found)}
+            request = {f"{name}{level}": window for level, window in windows.items() for name in channels}
+            plan, outputs = self._run(view, request, None, done)
+            done.locate.append(plan)
+            for level, window in windows.items():
+                members = groups[level][step][1]
+                y, x = (cells[level][members] - (window.y0, window.x0)).T
+                for name in channels:
+                    values[name][level - LEVELS[0]][members] = outputs[f"{name}{level}"][0][:, y, x].T
+        predictions = inference.gather_predictions(values, clicks, self.config.anchor_offset)
+        return _Located(view, clicks, predictions)
 
     def _segment(
-        self, one: _Located, level: int, window_rule: str | float, settings: PredictorSettings, done: ClickPlan
+        self,
+        one: _Located,
+        click: int,
+        level: int,
+        window_rule: str | float,
+        settings: PredictorSettings,
+        done: ClickPlan,
     ) -> _Part:
-        column, canvas = level - LEVELS[0], one.view.canvas
-        window = _mask_window(one.predictions["boxes"][0, column], one.click, canvas, window_rule, settings)
-        theta = one.predictions["theta"][:, column]
-        origin = inference.mask_origin(one.click[None], level, self.model.config.rel_to)
-        parameters = (theta, origin, torch.tensor([SIZES_OF_INTEREST[level]]))
+        column, canvas, at = level - LEVELS[0], one.view.canvas, one.clicks[click : click + 1]
+        box = one.predictions["boxes"][click, column]
+        window = _mask_window(box, at[0], canvas, window_rule, settings)
+        parameters = {
+            "theta": one.predictions["theta"][click : click + 1, column],
+            "origin": inference.mask_origin(at, level, self.config.rel_to),
+            "size_of_interest": np.array([SIZES_OF_INTEREST[level]], np.float32),
+        }
         plan, outputs = self._run(one.view, {"mask_half": window}, parameters, done)
         done.segment.append(plan)
-        logits = inference.as_logits(outputs["mask_half"][0, 0], self.model.config)
-        return _Part(one, level, inference.half_plane(logits, window, canvas), plan)
+        logits = inference.as_logits(outputs["mask_half"][0, 0], self.config)
+        row = {name: value[click : click + 1] for name, value in one.predictions.items()}
+        score = float(inference.click_scores(row, settings.score)[0, column])
+        return _Part(one.view, level, logits, window, score, _photo_box(box, canvas), plan)
 
 
-def _mask_window(box: Tensor, click: Tensor, canvas: Canvas, rule: str | float, settings: PredictorSettings) -> Window:
+def group_cells(cells: NDArray[np.int64]) -> list[tuple[Window, list[int]]]:
+    """Cells ``[N, 2]`` (row, column) of one level that are computed together: their hulls, and which they are.
+
+    Two groups become one where the heads then read no more cells than apart, :data:`HEAD_REACH` around each hull.
+    """
+    where: dict[tuple[int, int], list[int]] = {}
+    for i, (y, x) in enumerate(cells.tolist()):
+        where.setdefault((y, x), []).append(i)
+    groups: list[tuple[Window, list[int]]] = []
+    for (y, x), members in where.items():
+        window = Window(y, y + 1, x, x + 1)
+        merged = True
+        while merged:
+            merged = False
+            for other in groups:
+                both = hull((other[0], window))
+                if _read_cells(both) <= _read_cells(other[0]) + _read_cells(window):
+                    groups.remove(other)
+                    window, members, merged = both, [*other[1], *members], True
+                    break
+        groups.append((window, members))
+    return groups
+
+
+def _read_cells(window: Window) -> int:
+    return (window.height + 2 * HEAD_REACH) * (window.width + 2 * HEAD_REACH)
+
+
+def _mask_window(box: Floats, click: Floats, canvas: Canvas, rule: str | float, settings: PredictorSettings) -> Window:
     if isinstance(rule, str):
-        return inference.box_window(box, click, canvas, replace(settings, mask_window=rule))
-    reach = torch.tensor([rule * canvas.scale_x, rule * canvas.scale_y])
-    around = torch.cat([click - reach, click + reach])
+        if rule != settings.mask_window:
+            settings = replace(settings, mask_window=rule)
+        return inference.box_window(box, click, canvas, settings)
+    reach = np.array([rule * canvas.scale_x, rule * canvas.scale_y], np.float32)
+    around = np.concatenate([click - reach, click + reach])
     exact = replace(settings, mask_window="box", mask_margin=0.0, mask_margin_pixels=0.0)
     return inference.box_window(around, click, canvas, exact)
 
@@ -464,32 +482,31 @@ def _finest(canvases: list[Canvas]) -> Canvas:
     return max(canvases, key=lambda canvas: canvas.width * canvas.height)
 
 
-def _united(parts: list[_Part], settings: PredictorSettings) -> _Answer:
+def _united(parts: list[_Part]) -> _Answer:
     """One mask from the parts of all clicks on an object: their union, and what the part with the best score says."""
-    on = _finest([part.one.view.canvas for part in parts])
-    union: Tensor | None = None
-    scores = []
-    for part in parts:
-        plane = inference.move_plane(part.plane, part.one.view.canvas, on)
-        union = plane if union is None else torch.maximum(union, plane)
-        quality = inference.click_scores(part.one.predictions, settings.score)
-        scores.append(float(quality[0, part.level - LEVELS[0]]))
-    assert union is not None
-    best = int(np.argmax(scores))
-    chosen = parts[best]
-    view = chosen.one.view
-    box = _photo_box(chosen.one.predictions["boxes"][0, chosen.level - LEVELS[0]], view.canvas)
-    return _Answer(union, on, scores[best], box, chosen.level, view.scale.factor)
+    on = _finest([part.view.canvas for part in parts])
+    best = max(parts, key=lambda part: part.score)
+    logits, window = parts[0].logits, parts[0].window
+    if len(parts) > 1:
+        planes = [inference.move_plane(part.plane(), part.view.canvas, on) for part in parts]
+        moved = any(part.view.canvas != on for part in parts)
+        window = Window.full(*inference.half_size(on)) if moved else hull(part.window for part in parts)
+        logits = np.maximum.reduce(planes)[window.slices]
+    return _Answer(logits, window, on, best.score, best.box, best.level, best.view.scale.factor)
 
 
 def _stacked(objects: list[list[_Answer]]) -> list[tuple[np.ndarray, ...]]:
     """Per object: masks, scores, logits, boxes, levels and factors; logits of all of them on one plane."""
     finest = _finest([answer.on for answers in objects for answer in answers])
+
+    def plane(one: _Answer) -> Floats:
+        return inference.move_plane(inference.half_plane(one.logits, one.window, one.on), one.on, finest)
+
     return [
         (
-            np.stack([(inference.resample_plane(one.plane, one.on) > 0).numpy() for one in answers]),
+            _stack([inference.photo_mask(one.logits, one.window, one.on) for one in answers]),
             np.array([one.score for one in answers], dtype=np.float32),
-            np.stack([inference.move_plane(one.plane, one.on, finest).numpy() for one in answers]),
+            _stack([plane(one) for one in answers]),
             np.stack([one.box for one in answers]),
             np.array([one.level for one in answers]),
             np.array([one.factor for one in answers]),
@@ -498,8 +515,13 @@ def _stacked(objects: list[list[_Answer]]) -> list[tuple[np.ndarray, ...]]:
     ]
 
 
-def _photo_box(box: Tensor, canvas: Canvas) -> np.ndarray:
+def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The arrays along a new first axis; a single one is not copied."""
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+
+
+def _photo_box(box: Floats, canvas: Canvas) -> NDArray[np.float32]:
     """Box (x0, y0, x1, y1) on the working image -> photo pixels, clipped to the photo."""
-    scale = torch.tensor([canvas.scale_x, canvas.scale_y] * 2)
-    limit = torch.tensor([canvas.photo_width, canvas.photo_height] * 2, dtype=torch.float32)
-    return torch.minimum((box / scale).clamp(min=0), limit).numpy()
+    scale = np.array([canvas.scale_x, canvas.scale_y] * 2, np.float32)
+    limit = np.array([canvas.photo_width, canvas.photo_height] * 2, np.float32)
+    return np.minimum(np.maximum(box / scale, 0), limit).astype(np.float32)

@@ -25,13 +25,18 @@ class ResizedPhoto:
 
     Small windows are resampled alone; the first large one has Pillow resize everything, in 8 bits, once. Both give the
     same bytes.
+
+    Args:
+        photo: RGB.
+        width, height: of the resized photo.
+        whole: all of it, where it was made already (by whatever rule).
     """
 
-    def __init__(self, photo: Image.Image, width: int, height: int) -> None:
+    def __init__(self, photo: Image.Image, width: int, height: int, whole: Image.Image | None = None) -> None:
         self.photo = photo
         self.width = width
         self.height = height
-        self._whole: Image.Image | None = None
+        self._whole = whole
 
     def window(self, window: Window) -> NDArray[np.uint8]:
         """Pixels ``[window.height, window.width, 3]``.
@@ -46,6 +51,12 @@ class ResizedPhoto:
         if self._whole is not None:
             return np.array(self._whole.crop((window.x0, window.y0, window.x1, window.y1)))
         return resize_window(self.photo, self.width, self.height, window)
+
+    def whole(self) -> NDArray[np.uint8]:
+        """All pixels ``[height, width, 3]``."""
+        if self._whole is None:
+            self._whole = resize_whole(self.photo, self.width, self.height)
+        return np.asarray(self._whole)
 
 
 def resize_whole(photo: Image.Image, width: int, height: int) -> Image.Image:

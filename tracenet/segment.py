@@ -89,7 +89,7 @@ def windows_of(predictor: Predictor, photo: Image.Image, click: tuple[float, flo
     assert plan is not None
     working = Image.new("RGB", (canvas.padded_width, canvas.padded_height), (124, 117, 104))
     working.paste(photo.resize((canvas.width, canvas.height), Image.Resampling.BILINEAR))
-    planes = {name: size for part in plan.at(plan.factor) for name, size in pictures.planes_of(part).items()}
+    planes = {name: size for part in plan.at(plan.factor) for name, size in part.planes.items()}
     layers = [layer for layer in pictures.LAYERS if layer in plan.windows]
     at = ((click[0] + 0.5) * canvas.scale_x, (click[1] + 0.5) * canvas.scale_y)
     return pictures.windows_picture(working, plan.windows, planes, layers, at, columns=5, panel_width=300)

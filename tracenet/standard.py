@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tracenet.config import TraceNetConfig
+from tracenet.conventions import LEVELS, MASK_STRIDE, THETA, cell_of
 from tracenet.graph import Graph
-from tracenet.models.fpn import LEVELS
-from tracenet.models.heads import THETA
-from tracenet.models.mask import MASK_STRIDE
 from tracenet.models.registry import create_model
-from tracenet.models.tracenet import TraceNet, TraceNetConfig, cell_of
+from tracenet.models.tracenet import TraceNet
 from tracenet.rft.trace import Plan
 from tracenet.traced import TracedModel, trace
 from tracenet_kernels.errors import ClickError, InputError

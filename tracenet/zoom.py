@@ -1,7 +1,4 @@
 """The zoom pyramid: one photo at several scales, and which scale and level answers a click.
-
-    python -m tracenet.zoom --size 4032x3024 --factors 0.25,0.5,1,2
-
 A click asked of levels P3-P5 reads a bounded window of each scale, whatever the photo's size: large things are seen
 small instead of on P6 and P7, which read the whole image, and small things are seen large. The predictor and the
 evaluation both call the functions here, so that what is scored is what ``predict`` returns.
@@ -12,24 +9,24 @@ scale. It is made for things of a size of about ``2**level / factor``, so ``leve
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 
+from tracenet.config import TraceNetConfig
+from tracenet.conventions import LEVELS
 from tracenet.inference import (
     NATIVE,
     PAD_TO,
     Canvas,
+    Floats,
     PredictorSettings,
+    best_first,
     check_factors,
     click_scores,
     fit_canvas,
@@ -37,9 +34,8 @@ from tracenet.inference import (
     prepare_window,
     rank_levels,
     resample_plane,
+    softmax,
 )
-from tracenet.models.fpn import LEVELS
-from tracenet.models.tracenet import TraceNetConfig
 from tracenet.resize import ResizedPhoto
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.window import Window
@@ -119,7 +115,9 @@ def _impossible(canvas: Canvas, whole: Canvas) -> str | None:
     return None
 
 
-def prepare_scale(photo: Image.Image, scale: Scale, settings: PredictorSettings, config: TraceNetConfig) -> Tensor:
+def prepare_scale(
+    photo: Image.Image, scale: Scale, settings: PredictorSettings, config: TraceNetConfig
+) -> NDArray[np.float32]:
     """The whole network input of one scale, ``[1, 3, padded_height, padded_width]``, as the predictor sees parts of it.
 
     The working size itself is resized in one call of Pillow, other scales as :mod:`tracenet.resize` says.
@@ -131,26 +129,27 @@ def prepare_scale(photo: Image.Image, scale: Scale, settings: PredictorSettings,
     return prepare_window(resized, canvas, config, Window.full(canvas.padded_height, canvas.padded_width))
 
 
-def octaves(factors: Sequence[float], levels: tuple[int, int]) -> Tensor:
+def octaves(factors: Sequence[float], levels: tuple[int, int]) -> NDArray[np.float32]:
     """``level - log2(factor)`` of every candidate, ``[S * L]``."""
-    return torch.tensor([level - math.log2(f) for f in factors for level in range(levels[0], levels[1] + 1)])
+    steps = [level - math.log2(f) for f in factors for level in range(levels[0], levels[1] + 1)]
+    return np.array(steps, np.float32)
 
 
-def lend(probability: Tensor, octave: Tensor, share: float) -> Tensor:
+def lend(probability: Floats, octave: Floats, share: float) -> Floats:
     """Every candidate lends ``share`` of its probability ``[N, C]`` to those of about its size.
 
     To the full within one octave, falling to nothing at two. At one scale these are its neighbouring levels.
     """
     if share == 0:
         return probability
-    near = (2 - (octave[:, None] - octave[None]).abs()).clamp(0, 1)
-    near.fill_diagonal_(0)
-    return probability + share * probability @ near.to(probability)
+    near = np.clip(2 - np.abs(octave[:, None] - octave[None]), 0, 1)
+    np.fill_diagonal(near, 0)
+    return probability + share * probability @ near
 
 
 def candidate_ratings(
-    predictions: Sequence[dict[str, Tensor]], factors: Sequence[float], settings: PredictorSettings, choice: str
-) -> Tensor:
+    predictions: Sequence[Mapping[str, Floats]], factors: Sequence[float], settings: PredictorSettings, choice: str
+) -> Floats:
     """How likely each candidate is to give the best mask: ``[N, S * L]``, not negative.
 
     Args:
@@ -166,7 +165,7 @@ def candidate_ratings(
         InputError: the choice needs a level head that the model does not have.
     """
     asked = slice(settings.levels[0] - LEVELS[0], settings.levels[1] - LEVELS[0] + 1)
-    quality = torch.cat([click_scores(at, settings.score)[:, asked] for at in predictions], 1)
+    quality = np.concatenate([click_scores(at, settings.score)[:, asked] for at in predictions], 1)
     if choice == "score":
         return quality
     if any("level" not in at for at in predictions):
@@ -174,16 +173,16 @@ def candidate_ratings(
     logits = [at["level"][:, asked] for at in predictions]
     octave = octaves(factors, settings.levels)
     if choice == "product":
-        apart = octave.view(len(logits), -1)
-        own = [lend(v.softmax(1), o, settings.level_smoothing) for v, o in zip(logits, apart, strict=True)]
-        return torch.cat(own, 1) * quality
-    joint = lend(torch.cat(logits, 1).softmax(1), octave, settings.level_smoothing)
+        apart = octave.reshape(len(logits), -1)
+        own = [lend(softmax(v), o, settings.level_smoothing) for v, o in zip(logits, apart, strict=True)]
+        return np.concatenate(own, 1) * quality
+    joint = lend(softmax(np.concatenate(logits, 1)), octave, settings.level_smoothing)
     return joint * quality if choice == "level_score" else joint
 
 
 def rank_candidates(
-    predictions: Sequence[dict[str, Tensor]], factors: Sequence[float], settings: PredictorSettings, zoomed: bool
-) -> tuple[Tensor, Tensor]:
+    predictions: Sequence[Mapping[str, Floats]], factors: Sequence[float], settings: PredictorSettings, zoomed: bool
+) -> tuple[NDArray[np.int64], Floats]:
     """Candidates best first, ``[N, S * L]``, and their ratings in that order; of equals the first comes first.
 
     Args:
@@ -193,14 +192,17 @@ def rank_candidates(
     choice = settings.zoom_choice if zoomed else settings.level_choice
     ratings = candidate_ratings(predictions, factors, settings, choice)
     if zoomed:
-        order = ratings.argsort(dim=1, descending=True, stable=True)
+        order = best_first(ratings)
     else:
         order = rank_levels(predictions[0], settings) - settings.levels[0]
-    return order, ratings.gather(1, order)
+    return order, np.take_along_axis(ratings, order, 1)
 
 
 def settle(
-    order: Tensor, ratings: Tensor, plane_of: Callable[[int], tuple[Tensor, Canvas]], settings: PredictorSettings
+    order: NDArray[np.int64],
+    ratings: Floats,
+    plane_of: Callable[[int], tuple[Floats, Canvas]],
+    settings: PredictorSettings,
 ) -> list[int]:
     """Candidates of one click, best first, after the likeliest of them have compared their masks.
 
@@ -221,129 +223,17 @@ def settle(
         plane, canvas = plane_of(candidate)
         grid = fit_canvas(canvas.photo_width, canvas.photo_height, settings.working_size)
         onto = replace(canvas, photo_width=grid.width, photo_height=grid.height)
-        masks.append((resample_plane(plane, onto) > 0).flatten())
-    expected = expected_iou(torch.stack(masks), ratings[:count])
-    first = expected.argsort(descending=True, stable=True).tolist()
+        masks.append((resample_plane(plane, onto) > 0).ravel())
+    first = best_first(expected_iou(np.stack(masks), ratings[:count])).tolist()
     return [ranked[i] for i in first] + ranked[count:]
 
 
-def expected_iou(masks: Tensor, weights: Tensor) -> Tensor:
+def expected_iou(masks: NDArray[np.bool_], weights: Floats) -> Floats:
     """``sum_j w_j IoU(i, j) / sum_j w_j`` of masks ``[K, pixels]`` (bool), weights ``[K]``; two empty masks agree."""
-    values = masks.to(torch.float32)
+    values = masks.astype(np.float32)
     common = values @ values.T
     area = common.diagonal()
     union = area[:, None] + area[None] - common
-    iou = torch.where(union > 0, common / union.clamp(min=1), torch.ones_like(union))
-    share = weights.to(iou)
+    iou = np.where(union > 0, common / np.maximum(union, 1), np.float32(1))
+    share = weights.astype(np.float32)
     return iou @ share / share.sum()
-
-
-def click_costs(
-    size: tuple[int, int],
-    factors: Sequence[float | str],
-    working_size: int,
-    levels: tuple[int, int] = (3, 5),
-    model: str = "tracenet_r50_fpn",
-) -> dict[str, Any]:
-    """Multiply-adds of one click at every scale; planned, nothing is computed.
-
-    Clicks are the photo's centre and the centres of a 3 x 3 grid of equal parts.
-
-    Args:
-        size: width and height of the photo.
-        factors: relative to the working size.
-        working_size: longest side at factor 1.
-        levels: asked at each scale.
-        model: a registry name.
-
-    Returns:
-        ``scales``: per factor ``factor``, ``canvas`` and ``locate`` and ``segment`` (what a mask window of 32 x 32
-        cells adds to that plan), each ``{"centre", "mean"}``; ``zoom``: the sum of locating and the costliest mask
-        window; ``single``: levels 3-7 at factor 1, likewise; ``full_macs`` of the whole network at factor 1.
-    """
-    from tracenet.standard import model_config, standard_request, trace_model
-
-    config = model_config(model)
-    settings = PredictorSettings(working_size=working_size)
-    clicks = [(size[0] / 2, size[1] / 2)] + [(size[0] * x / 6, size[1] * y / 6) for y in (1, 3, 5) for x in (1, 3, 5)]
-
-    def costs(canvas: Canvas, asked: tuple[int, int]) -> tuple[list[int], list[int], int]:
-        padded = (canvas.padded_width, canvas.padded_height)
-        traced = trace_model(config, padded)
-        locate, segment = [], []
-        for x, y in clicks:
-            at = (x * canvas.scale_x, y * canvas.scale_y)
-            heads = traced.plan(standard_request(config, padded, at, asked))
-            both = traced.plan(standard_request(config, padded, at, asked, 32))
-            locate.append(heads.macs)
-            segment.append(both.macs - heads.macs)
-        return locate, segment, heads.full_macs
-
-    scales = photo_scales(*size, factors, settings)
-    rows: list[dict[str, Any]] = []
-    for scale in scales:
-        locate, segment, _ = costs(scale.canvas, levels)
-        canvas = [scale.canvas.width, scale.canvas.height]
-        rows.append(
-            {"factor": scale.factor, "canvas": canvas, "locate": _summary(locate), "segment": _summary(segment)}
-        )
-    locate, segment, full = costs(fit_canvas(*size, working_size), (LEVELS[0], LEVELS[-1]))
-    return {
-        "size": list(size),
-        "working_size": working_size,
-        "levels": list(levels),
-        "scales": rows,
-        "zoom": {
-            "locate": {kind: sum(row["locate"][kind] for row in rows) for kind in ("centre", "mean")},
-            "segment": {kind: max(row["segment"][kind] for row in rows) for kind in ("centre", "mean")},
-        },
-        "single": {"locate": _summary(locate), "segment": _summary(segment)},
-        "full_macs": full,
-    }
-
-
-def _summary(macs: list[int]) -> dict[str, float]:
-    """Of the centre click, which comes first, and the mean of the others."""
-    return {"centre": macs[0], "mean": sum(macs[1:]) / (len(macs) - 1)}
-
-
-def costs_table(data: dict[str, Any]) -> Table:
-    """:func:`click_costs` for people."""
-    title = f"{data['size'][0]}x{data['size'][1]}, working size {data['working_size']}, GMACs at the centre / mean of 9"
-    table = Table(title=title, title_justify="left")
-    for name in ("scale", "canvas", "levels", "locate", "mask of 32x32 cells"):
-        table.add_column(name, justify="left" if name == "scale" else "right")
-
-    def pair(macs: dict[str, float]) -> str:
-        return f"{macs['centre'] / 1e9:.1f} / {macs['mean'] / 1e9:.1f}"
-
-    asked = "-".join(map(str, data["levels"]))
-    for row in data["scales"]:
-        canvas = "x".join(map(str, row["canvas"]))
-        table.add_row(f"{row['factor']:g}", canvas, asked, pair(row["locate"]), pair(row["segment"]))
-    table.add_section()
-    table.add_row("all of them", "", asked, pair(data["zoom"]["locate"]), pair(data["zoom"]["segment"]))
-    table.add_row("1 alone", "", "3-7", pair(data["single"]["locate"]), pair(data["single"]["segment"]))
-    table.add_row("1, full network", "", "all", f"{data['full_macs'] / 1e9:.1f}", "")
-    return table
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line of this module."""
-    from tracenet.cli import parse_size, parse_zoom
-
-    parser = argparse.ArgumentParser(description="What one click costs at several scales; nothing is computed.")
-    parser.add_argument("--size", default="4032x3024", help="WxH of the photo")
-    parser.add_argument("--factors", default="0.25,0.5,1,2", help="relative to the working size; native is 1:1")
-    parser.add_argument("--working-size", type=int, default=640, help="longest side in pixels at factor 1")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    args = parser.parse_args(arguments)
-    data = click_costs(parse_size(args.size), check_factors(parse_zoom(args.factors)), args.working_size)
-    if args.json:
-        print(json.dumps(data))
-    else:
-        Console(highlight=False).print(costs_table(data))
-
-
-if __name__ == "__main__":
-    main()

@@ -45,8 +45,8 @@ def loaded_and_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return captured[inputs[0].shape]
 
     monkeypatch.setattr("tracenet.evaluation.run.load_checkpoint", load)
-    monkeypatch.setattr("tracenet.predictor.load_checkpoint", load)
-    monkeypatch.setattr("tracenet.predictor.trace", trace)
+    monkeypatch.setattr("tracenet.models.weights.load_checkpoint", load)
+    monkeypatch.setattr("tracenet.sessions.torch_session.trace", trace)
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,11 @@ CAPTURED: OrderedDict[tuple[int, int], Any] = OrderedDict()
 
 def test_what_is_scored_is_what_predict_returns(model: TraceNet) -> None:
     photo = Image.fromarray(np.random.default_rng(1).integers(0, 255, (50, 75, 3), dtype=np.uint8))
-    points = torch.tensor([[3.0, 2.0], [40.0, 30.0], [74.0, 49.0]])
-    predictor = Predictor(model, SETTINGS)
+    points = np.array([[3.0, 2.0], [40.0, 30.0], [74.0, 49.0]], np.float32)
+    predictor = Predictor(model, SETTINGS, backend="torch")
     predictor.set_image(photo)
     for point, (mask, level, score) in zip(points, segment_clicks(model, SETTINGS, photo, points), strict=True):
-        masks, scores, _ = predictor.predict(point[None].numpy())
+        masks, scores, _ = predictor.predict(point[None])
         # A pixel whose logit is 0 up to rounding may fall on either side.
         assert np.mean(masks[0] != mask) < 1e-3
         assert float(scores[0]) == pytest.approx(score, abs=1e-4)
@@ -61,14 +61,14 @@ def test_what_is_scored_at_several_scales_is_what_predict_returns(
     spread: TraceNet, zoom: Any, change: dict[str, Any]
 ) -> None:
     photo = Image.fromarray(np.random.default_rng(2).integers(0, 255, (80, 120, 3), dtype=np.uint8))
-    points = torch.tensor([[3.0, 2.0], [60.0, 30.0], [119.0, 79.0]])
+    points = np.array([[3.0, 2.0], [60.0, 30.0], [119.0, 79.0]], np.float32)
     settings = replace(SETTINGS, **change)
-    predictor = Predictor(spread, settings)
-    predictor._captured = CAPTURED  # the same weights
+    predictor = Predictor(spread, settings, backend="torch")
+    predictor.network.captured = CAPTURED  # the same weights
     predictor.set_image(photo)
     found = segment_clicks(spread, settings, photo, points, zoom)
     for point, (mask, level, score) in zip(points, found, strict=True):
-        masks, scores, _ = predictor.predict(point[None].numpy(), zoom=zoom)
+        masks, scores, _ = predictor.predict(point[None], zoom=zoom)
         assert np.mean(masks[0] != mask) < 1e-3
         assert float(scores[0]) == pytest.approx(score, abs=1e-4)
         assert predictor.last_levels is not None
@@ -76,8 +76,8 @@ def test_what_is_scored_at_several_scales_is_what_predict_returns(
 
 
 def test_level_smoothing_prefers_the_level_between_two_likely_ones() -> None:
-    chance = torch.tensor([[0.35, 0.25, 0.30, 0.05, 0.05], [0.9, 0.05, 0.03, 0.01, 0.01]])
-    predictions = {"level": chance.log()}
+    chance = np.array([[0.35, 0.25, 0.30, 0.05, 0.05], [0.9, 0.05, 0.03, 0.01, 0.01]])
+    predictions = {"level": np.log(chance)}
     assert rank_levels(predictions, PredictorSettings()).tolist() == [[3, 5, 4, 6, 7], [3, 4, 5, 6, 7]]
     smooth = PredictorSettings(level_smoothing=0.5)
     assert rank_levels(predictions, smooth)[:, 0].tolist() == [4, 3]

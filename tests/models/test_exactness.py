@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import tracenet
+from tracenet.conventions import SIZES_OF_INTEREST
 from tracenet.models import TraceNet, TraceNetConfig
-from tracenet.models.mask import SIZES_OF_INTEREST
 from tracenet.standard import standard_request
 from tracenet.traced import TracedModel
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from tracenet.conventions import cell_of
 from tracenet.models import TraceNet, TraceNetConfig, create_model, list_models, register_model
 from tracenet.models.fpn import FPN
 from tracenet.models.heads import ConvNormAct, Heads
 from tracenet.models.mask import MaskHead, relative_coordinates, upsample_logits, upsample_probabilities
 from tracenet.models.resnet import ResNet
-from tracenet.models.tracenet import cell_of
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.ops import aligned_bilinear
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from tracenet.inference import PredictorSettings
 from tracenet.models import TraceNet, create_model
-from tracenet.models import weights as module
 from tracenet.models.weights import bundled_checkpoint, load_checkpoint, quantise, restore, save_checkpoint
 from tracenet_kernels.errors import CheckpointError, InputError
 
@@ -204,6 +203,6 @@ def test_bundled_checkpoint_is_in_the_package() -> None:
 
 
 def test_installation_without_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUNDLED", "absent.safetensors")
+    monkeypatch.setattr("tracenet.checkpoint.BUNDLED", "absent.safetensors")
     with pytest.raises(CheckpointError, match="ships no checkpoint"):
         bundled_checkpoint()

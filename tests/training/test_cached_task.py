@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from tracenet.conventions import LEVELS
 from tracenet.data import CocoDataset
 from tracenet.data.augment import Augmentation
 from tracenet.data.mixture import Source
 from tracenet.distributed import Ranks
 from tracenet.inference import normalise
-from tracenet.models.fpn import LEVELS
 from tracenet.models.mask import MaskBranch
 from tracenet.training.build import build_model
 from tracenet.training.cached_task import CachedTask, cached_task, frozen_planes, mask_features, pyramid
@@ -67,7 +67,7 @@ def test_training_path_equals_the_network(tmp_path: Path, configured: Configured
     model = engine.model
     image = torch.from_numpy(np.random.default_rng(1).integers(0, 255, (64, 96, 3), dtype=np.uint8))
     with torch.no_grad():
-        full = model(normalise(image, model.config))
+        full = model(torch.from_numpy(normalise(image.numpy(), model.config)))
         p = pyramid(model, frozen_planes(model, bf16=False)(image), torch.float32)
         assert isinstance(model.mask_branch, MaskBranch)
         features = mask_features(model.mask_branch, p)

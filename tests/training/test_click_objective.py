@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
+from tracenet.conventions import LEVELS, THETA
 from tracenet.models import TraceNet, TraceNetConfig
-from tracenet.models.fpn import LEVELS
-from tracenet.models.heads import THETA
 from tracenet.training.click_objective import (
     ClickObjective,
     ClickTargets,

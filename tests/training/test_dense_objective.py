@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tracenet.conventions import LEVELS, STRIDES, THETA
 from tracenet.models import TraceNet, TraceNetConfig
-from tracenet.models.fpn import LEVELS, STRIDES
-from tracenet.models.heads import THETA
 from tracenet.training.dense_objective import (
     DenseObjective,
     ObjectTargets,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from tracenet.conventions import LEVELS
 from tracenet.data import CocoDataset
 from tracenet.data.mixture import Source
 from tracenet.distributed import Ranks
 from tracenet.inference import predictions_at
-from tracenet.models.fpn import LEVELS
 from tracenet.training.build import build_model
 from tracenet.training.config import TrainConfig
 from tracenet.training.engine import Engine
@@ -84,7 +84,8 @@ def test_clicks_read_the_same_cells_as_inference(configured: Configured) -> None
     clicks = torch.tensor([[3.0, 5.0], [150.0, 100.0], [64.0, 64.0]])
     wanted = torch.rand(3, 5) < 0.7
     found = heads_at_clicks(outputs, 0, clicks, wanted)
-    reference = predictions_at(outputs, clicks)
+    planes = {name: plane.numpy() for name, plane in outputs.items()}
+    reference = {name: torch.from_numpy(at) for name, at in predictions_at(planes, clicks.numpy()).items()}
     torch.testing.assert_close(found.logits, reference["logits"])
     torch.testing.assert_close(found.level, reference["level"])
     columns = found.level_of - LEVELS[0]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracenet.models.fpn import STRIDES
+from tracenet.conventions import STRIDES
 from tracenet.training.targets import (
     BACKGROUND,
     SIZE_LIMITS,

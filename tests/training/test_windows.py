@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tracenet.inference import cells_of
-from tracenet.models.fpn import LEVELS
+from tracenet.conventions import LEVELS
 from tracenet.models.heads import Heads
-from tracenet.training.windows import Moments, gather_windows, heads_at, inside_plane, renorm
+from tracenet.training.windows import Moments, cells_at, gather_windows, heads_at, inside_plane, renorm
 from tracenet_kernels.errors import InputError
 
 
@@ -45,7 +44,7 @@ def test_heads_at_clicks_equal_whole_planes(size: tuple[int, int], norm: str) ->
         assert len(out.click_of) == int(box_levels.sum())
         for i, level in enumerate(LEVELS):
             full = heads(planes[level], level)
-            at = cells_of(clicks, level)
+            at = cells_at(clicks, level)
             for name in ("logits", "level"):
                 torch.testing.assert_close(
                     getattr(out, name)[:, i], full[name][0, 0, at[:, 0], at[:, 1]], rtol=1e-4, atol=1e-4
@@ -69,7 +68,7 @@ def test_gradients_equal_whole_planes() -> None:
     ours = torch.autograd.grad(out.level.sum(), [weight, planes[3]])
     total = torch.zeros(())
     for level in LEVELS:
-        at = cells_of(clicks, level)
+        at = cells_at(clicks, level)
         total = total + heads(planes[level], level)["level"][0, 0, at[:, 0], at[:, 1]].sum()
     full = torch.autograd.grad(total, [weight, planes[3]])
     for a, b in zip(ours, full, strict=True):

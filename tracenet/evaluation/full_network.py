@@ -11,24 +11,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from tracenet.evaluation.window_mask import window_mask
+from tracenet.conventions import LEVELS
 from tracenet.inference import (
     Canvas,
+    Floats,
     PredictorSettings,
     box_window,
     click_scores,
-    half_logits,
     half_plane,
+    photo_mask,
     predictions_at,
     to_working,
 )
 from tracenet.models import TraceNet
-from tracenet.models.fpn import LEVELS
+from tracenet.untraced import half_logits, planes_of
 from tracenet.zoom import photo_scales, prepare_scale, rank_candidates, settle, zoom_settings
 from tracenet_kernels.window import Window
 
@@ -39,11 +38,11 @@ class _Seen:
 
     model: TraceNet
     canvas: Canvas
-    clicks: Tensor
-    features: Tensor
-    at: dict[str, Tensor]
+    clicks: Floats
+    features: Floats
+    at: dict[str, Floats]
 
-    def mask_logits(self, click: int, level: int, settings: PredictorSettings) -> tuple[Tensor, Window]:
+    def mask_logits(self, click: int, level: int, settings: PredictorSettings) -> tuple[Floats, Window]:
         """The mask logits that one level gives for one click, in the predictor's mask window."""
         at, k = self.clicks[click], level - LEVELS[0]
         window = box_window(self.at["boxes"][click, k], at, self.canvas, settings)
@@ -58,7 +57,7 @@ class _Candidates:
     seen: list[_Seen]
     click: int
     settings: PredictorSettings
-    made: dict[int, tuple[Tensor, Window]] = field(default_factory=dict)
+    made: dict[int, tuple[Floats, Window]] = field(default_factory=dict)
 
     def where(self, candidate: int) -> tuple[_Seen, int]:
         """The scale and the level of a candidate."""
@@ -66,20 +65,19 @@ class _Candidates:
         scale, step = divmod(candidate, last - first + 1)
         return self.seen[scale], first + step
 
-    def logits(self, candidate: int) -> tuple[Tensor, Window]:
+    def logits(self, candidate: int) -> tuple[Floats, Window]:
         if candidate not in self.made:
             seen, level = self.where(candidate)
             self.made[candidate] = seen.mask_logits(self.click, level, self.settings)
         return self.made[candidate]
 
-    def plane(self, candidate: int) -> tuple[Tensor, Canvas]:
+    def plane(self, candidate: int) -> tuple[Floats, Canvas]:
         canvas = self.where(candidate)[0].canvas
         return half_plane(*self.logits(candidate), canvas), canvas
 
 
-@torch.inference_mode()
 def segment_clicks(
-    model: TraceNet, settings: PredictorSettings, photo: Image.Image, points: Tensor, zoom: Any = None
+    model: TraceNet, settings: PredictorSettings, photo: Image.Image, points: Floats, zoom: Any = None
 ) -> Iterator[tuple[NDArray[np.bool_], int, float]]:
     """Best mask ``[H, W]``, its level (3..7) and its score for every click ``[N, 2]`` (x, y) on one photo.
 
@@ -91,8 +89,8 @@ def segment_clicks(
     zoomed, settings = zoom_settings(zoom, settings)
     seen = []
     for scale in scales:
-        clicks = to_working(points, scale.canvas)
-        outputs = model(prepare_scale(photo, scale, settings, model.config))
+        clicks = to_working(points, scale.canvas).astype(np.float32)
+        outputs = planes_of(model, prepare_scale(photo, scale, settings, model.config))
         at = predictions_at(outputs, clicks, model.config.anchor_offset)
         seen.append(_Seen(model, scale.canvas, clicks, outputs["maskfeat"], at))
     order, ratings = rank_candidates([one.at for one in seen], [scale.factor for scale in scales], settings, zoomed)
@@ -100,5 +98,5 @@ def segment_clicks(
         candidates = _Candidates(seen, i, settings)
         chosen = settle(order[i], ratings[i], candidates.plane, settings)[0]
         one, level = candidates.where(chosen)
-        mask = window_mask(*candidates.logits(chosen), one.canvas)
+        mask = photo_mask(*candidates.logits(chosen), one.canvas)
         yield mask, level, float(click_scores(one.at, settings.score)[i, level - LEVELS[0]])

@@ -49,7 +49,7 @@ def file_hash(path: Path) -> str:
 
 def full_network_segment(model: TraceNet, settings: PredictorSettings) -> Segment:
     """The model as :class:`tracenet.evaluation.protocol.Segment`."""
-    return lambda photo, points: segment_clicks(model, settings, photo, torch.from_numpy(points))
+    return lambda photo, points: segment_clicks(model, settings, photo, points)
 
 
 def evaluate_dataset(

@@ -7,9 +7,6 @@ from torch import Tensor, nn
 
 from tracenet_kernels.errors import InputError
 
-LEVELS = (3, 4, 5, 6, 7)
-STRIDES = {3: 8, 4: 16, 5: 32, 6: 64, 7: 128}
-
 
 class FPN(nn.Module):
     """``(C3, C4, C5)`` -> inner features 3..5 and pyramid levels P3..P7, all with ``channels`` channels.

@@ -11,13 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tracenet.models.fpn import LEVELS, STRIDES
+from tracenet.config import TOWER_NORMS
+from tracenet.conventions import LEVELS, STRIDES, THETA
 from tracenet_kernels.errors import InputError
-
-THETA_SIZES = (80, 64, 8, 8, 8, 1)
-"""Weights of the three dynamic 1x1 layers (10->8, 8->8, 8->1; each row-major out, in), then their biases."""
-THETA = sum(THETA_SIZES)
-TOWER_NORMS = ("bn", "bn_per_level", "gn", "none")
 
 
 class ConvNormAct(nn.Module):

@@ -6,13 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tracenet.models.heads import THETA, THETA_SIZES, ConvNormAct
+from tracenet.conventions import MASK_CHANNELS, MASK_STRIDE, THETA, THETA_SIZES
+from tracenet.models.heads import ConvNormAct
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.ops import aligned_bilinear
-
-MASK_STRIDE = 8
-MASK_CHANNELS = 8
-SIZES_OF_INTEREST = {3: 64.0, 4: 128.0, 5: 256.0, 6: 512.0, 7: 1024.0}
 
 
 class MaskBranch(nn.Module):
@@ -55,7 +52,7 @@ def relative_coordinates(height: int, width: int, origin: Tensor, size_of_intere
     Args:
         height, width: size of the P3 plane.
         origin: ``[N, 2]`` (x, y) in input pixels: the click, or the centre of its cell.
-        size_of_interest: ``[N]``, :data:`SIZES_OF_INTEREST` of the level that predicted the parameters.
+        size_of_interest: ``[N]``, :data:`tracenet.conventions.SIZES_OF_INTEREST` of the level that predicted them.
 
     Returns:
         ``[N, 2, height, width]``: rel_x, rel_y.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tracenet.models.tracenet import TraceNet, TraceNetConfig
+from tracenet.config import TraceNetConfig
+from tracenet.models.tracenet import TraceNet
 from tracenet_kernels.errors import InputError
 
 _MODELS: dict[str, Callable[..., TraceNet]] = {}

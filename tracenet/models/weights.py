@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,30 +18,39 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from tracenet.checkpoint import (
+    BUNDLED,
+    FORMAT,
+    QUANTISATIONS,
+    TORCH_SUFFIXES,
+    VERSION,
+    CheckpointInfo,
+    bundled_checkpoint,
+    check_file,
+    first_line,
+    listed,
+    parse_info,
+    unreadable,
+)
 from tracenet.files import write_whole
 from tracenet.inference import PredictorSettings
 from tracenet.models.registry import create_model, list_models
-from tracenet.models.tracenet import TraceNet, TraceNetConfig
+from tracenet.models.tracenet import TraceNet
 from tracenet_kernels.errors import CheckpointError
 
-FORMAT = "tracenet"
-VERSION = "1"
-QUANTISATIONS = ("none", "int8_per_channel")
+__all__ = [
+    "BUNDLED",
+    "FORMAT",
+    "VERSION",
+    "CheckpointInfo",
+    "bundled_checkpoint",
+    "load_checkpoint",
+    "quantise",
+    "restore",
+    "save_checkpoint",
+]
+
 SCALE = ".scale"
-TORCH_SUFFIXES = (".pt", ".pth")
-BUNDLED = "tracenet_r50_fpn.safetensors"
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What a checkpoint says about itself."""
-
-    path: Path
-    version: str
-    model: str
-    config: TraceNetConfig
-    predictor: PredictorSettings
-    quantisation: str
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +103,7 @@ def save_checkpoint(
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     broken = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     if broken:
-        raise CheckpointError(f"not saving {path}: weights that are not finite: {_listed(broken)}")
+        raise CheckpointError(f"not saving {path}: weights that are not finite: {listed(broken)}")
     if path.suffix in TORCH_SUFFIXES:
         if quantize:
             raise CheckpointError(f"{path}: int8 weights are stored in .safetensors files only; change the suffix")
@@ -124,55 +131,24 @@ def load_checkpoint(path: str | Path) -> tuple[TraceNet, CheckpointInfo]:
     """
     path = Path(path)
     metadata, state = _read(path)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} is not a TraceNet checkpoint (format {metadata.get('format')!r}, expected {FORMAT!r}); "
-            "weights of other projects go through the importers in tracenet.models"
-        )
-    if metadata.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} has format version {metadata.get('version')!r}, this release reads {VERSION!r}; "
-            "save it again with a matching release"
-        )
-    absent = [key for key in ("model", "config", "predictor", "quantisation") if key not in metadata]
-    if absent:
-        raise CheckpointError(f"{path} lacks the metadata {_listed(absent)}; save it with save_checkpoint")
-    if metadata["model"] not in list_models():
-        raise CheckpointError(f"{path} holds a {metadata['model']!r}; models known here are {list_models()}")
-    if metadata["quantisation"] not in QUANTISATIONS:
-        raise CheckpointError(f"{path} is quantised as {metadata['quantisation']!r}; known are {QUANTISATIONS}")
+    info = parse_info(path, metadata)
+    if info.model not in list_models():
+        raise CheckpointError(f"{path} holds a {info.model!r}; models known here are {list_models()}")
     try:
-        config = TraceNetConfig.from_dict(json.loads(metadata["config"]))
-        predictor = PredictorSettings.from_dict(json.loads(metadata["predictor"]))
-        model = create_model(metadata["model"], **config.to_dict())
+        model = create_model(info.model, **info.config.to_dict())
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has metadata that cannot be read: {error}") from error
-    _fill(model, _dequantised(state, path) if metadata["quantisation"] != "none" else state, path)
-    return model, CheckpointInfo(
-        path, metadata["version"], metadata["model"], config, predictor, metadata["quantisation"]
-    )
-
-
-def bundled_checkpoint() -> Path:
-    """The checkpoint that ships with the package.
-
-    Raises:
-        CheckpointError: this installation was built without it.
-    """
-    path = Path(str(files("tracenet") / "assets" / BUNDLED))
-    if not path.is_file():
-        raise CheckpointError(f"this installation ships no checkpoint ({path} is absent); pass a checkpoint file")
-    return path
+    _fill(model, _dequantised(state, path) if info.quantisation != "none" else state, path)
+    return model, info
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; pass a checkpoint, or no name for the bundled one")
+    check_file(path)
     if path.suffix in TORCH_SUFFIXES:
         try:
             data = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path} cannot be read as a torch checkpoint: {_first_line(error)}") from error
+            raise CheckpointError(f"{path} cannot be read as a torch checkpoint: {first_line(error)}") from error
         if not isinstance(data, dict) or not isinstance(data.get("state_dict"), dict):
             raise CheckpointError(f"{path} holds no 'state_dict'; save it with save_checkpoint")
         return {k: v for k, v in data.items() if isinstance(v, str)}, data["state_dict"]
@@ -180,10 +156,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, "pt") as opened:
             return opened.metadata() or {}, {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as safetensors: {_first_line(error)}; "
-            "it is truncated or of another kind, copy or download it again"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _dequantised(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -203,25 +176,16 @@ def _fill(model: TraceNet, state: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
     problems = []
     if missing := sorted(set(own) - set(state)):
-        problems.append(f"missing {_listed(missing)}")
+        problems.append(f"missing {listed(missing)}")
     if extra := sorted(set(state) - set(own)):
-        problems.append(f"unexpected {_listed(extra)}")
+        problems.append(f"unexpected {listed(extra)}")
     shapes = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
         for key in sorted(set(own) & set(state))
         if state[key].shape != own[key].shape
     ]
     if shapes:
-        problems.append(f"wrong shape {_listed(shapes)}")
+        problems.append(f"wrong shape {listed(shapes)}")
     if problems:
         raise CheckpointError(f"{path} does not fit its own config: {'; '.join(problems)}")
     model.load_state_dict(state)
-
-
-def _listed(names: list[str], limit: int = 12) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -112,6 +112,12 @@ class Plan:
         """Multiply-adds of the whole network, untraced; counted when first asked for, not while a click waits."""
         return costs.full_macs(self.graph)
 
+    @property
+    def planes(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of the plane of every name in ``windows``."""
+        graph = self.graph
+        return {name: (graph.outputs.get(name) or graph.by_name[name]).plane for name in self.windows}
+
     def macs_of(self, *prefixes: str) -> int:
         """Multiply-adds of the nodes inside modules whose qualified name starts with one of ``prefixes``."""
         return sum(entry.macs for entry in self.nodes if _inside(entry.node, prefixes))

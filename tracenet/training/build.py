@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tracenet.conventions import THETA, THETA_SIZES
 from tracenet.models import TraceNet, TraceNetConfig
-from tracenet.models.heads import THETA, THETA_SIZES, ConvNormAct
+from tracenet.models.heads import ConvNormAct
 from tracenet.models.weights import load_checkpoint
 from tracenet.training.dense_objective import prior_bias
 from tracenet_kernels.errors import CheckpointError

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tracenet.conventions import LEVELS
 from tracenet.data import ImageRecord
 from tracenet.data.clicks import training_clicks
 from tracenet.data.mixture import Mixture, Source
 from tracenet.distributed import Ranks
 from tracenet.inference import normalise
 from tracenet.models import TraceNet
-from tracenet.models.fpn import LEVELS
 from tracenet.models.mask import MaskBranch, PlainMaskBranch
 from tracenet.models.resnet import Bottleneck
 from tracenet.training.click_objective import ClickTargets, ViewLosses, click_losses, view_losses
@@ -46,7 +46,7 @@ def frozen_planes(model: TraceNet, bf16: bool) -> Callable[[Tensor], dict[str, T
 
     @torch.no_grad()
     def run(image: Tensor) -> dict[str, Tensor]:
-        x = normalise(image, model.config).to(memory_format=torch.channels_last)
+        x = torch.from_numpy(normalise(image.numpy(), model.config)).to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
             x = backbone.maxpool(F.relu(backbone.bn1(backbone.conv1(x))))
             c3 = layer2(layer1(x))

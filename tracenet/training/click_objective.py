@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tracenet.conventions import LEVELS, SIZES_OF_INTEREST, STRIDES
 from tracenet.inference import HALF, PredictorSettings
 from tracenet.models import TraceNet
-from tracenet.models.fpn import LEVELS, STRIDES
-from tracenet.models.mask import SIZES_OF_INTEREST, upsample_logits
+from tracenet.models.mask import upsample_logits
 from tracenet.training import losses
 from tracenet.training.targets import centerness_targets, level_targets
 from tracenet_kernels.errors import InputError

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tracenet.conventions import LEVELS, SIZES_OF_INTEREST
 from tracenet.inference import HALF
 from tracenet.models import TraceNet
-from tracenet.models.fpn import LEVELS
-from tracenet.models.mask import SIZES_OF_INTEREST, upsample_logits
+from tracenet.models.mask import upsample_logits
 from tracenet.training import losses
 from tracenet.training.targets import (
     CENTRE_RADIUS,

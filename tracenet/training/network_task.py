@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tracenet.conventions import LEVELS
 from tracenet.data.clicks import training_clicks
 from tracenet.data.loader import SampleLoader
 from tracenet.data.mixture import Mixture, Source, class_names
 from tracenet.data.samples import UNKNOWN_CLASS, TrainingSample
 from tracenet.distributed import Ranks
-from tracenet.inference import cells_of, normalise
+from tracenet.inference import normalise
 from tracenet.models import TraceNet
-from tracenet.models.fpn import LEVELS
 from tracenet.training import dense_objective
 from tracenet.training.click_objective import ClickTargets, HeadsAtClicks, ViewLosses, click_losses, view_losses
 from tracenet.training.config import ClicksTable, ObjectiveTable, TrainConfig
 from tracenet.training.dense_objective import ObjectTargets
 from tracenet.training.norms import TrainingNorm, use_training_norms
-from tracenet.training.windows import Moments
+from tracenet.training.windows import Moments, cells_at
 from tracenet_kernels.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,7 +87,7 @@ def make_batch(
             )
         groups.append(list(range(len(images), len(images) + len(group))))
         for sample in group:
-            images.append(normalise(sample.image, model.config)[0])
+            images.append(torch.from_numpy(normalise(sample.image.numpy(), model.config))[0])
             masks = sample.masks.to(device).float() / 255
             weight = sample.loss_weights(proposal_weight)
             objects = ObjectTargets(
@@ -130,7 +130,7 @@ def heads_at_clicks(outputs: dict[str, Tensor], image: int, clicks: Tensor, want
     logits, level = [], []
     pairs: dict[str, list[Tensor]] = {"reg": [], "ctr": [], "theta": [], "click_of": [], "level_of": []}
     for i, number in enumerate(LEVELS):
-        at = cells_of(clicks, number)
+        at = cells_at(clicks, number)
         scores = outputs[f"logits{number}"][image][:, at[:, 0], at[:, 1]].float()  # [c, N]
         logits.append(scores.amax(0))
         if f"level{number}" in outputs:

@@ -69,7 +69,7 @@ def one_click(
         photo = dataset.usable_image(record) if truths else None
         if photo is None:
             continue
-        points = torch.tensor([deepest_interior_point(mask) for mask in truths], dtype=torch.float32)
+        points = np.array([deepest_interior_point(mask) for mask in truths], np.float32)
         for truth, (mask, _, _) in zip(truths, segment_clicks(model, settings, photo, points), strict=True):
             pixels.append((int((mask & truth).sum()), int((mask | truth).sum())))
     everything = np.array([pair for part in ranks.gather(pixels) for pair in part])

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tracenet.models.fpn import LEVELS, STRIDES
+from tracenet.conventions import LEVELS, STRIDES
 from tracenet_kernels.errors import InputError
 
 SIZE_LIMITS = (64.0, 128.0, 256.0, 512.0)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tracenet.conventions import LEVELS, STRIDES
 from tracenet.inference import cells_of
-from tracenet.models.fpn import LEVELS, STRIDES
 from tracenet.models.heads import ConvNormAct, Heads, Tower
 from tracenet.training.click_objective import HeadsAtClicks
 from tracenet_kernels.errors import InputError
@@ -32,6 +32,11 @@ def fold(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     assert norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     return conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+
+
+def cells_at(clicks: Tensor, level: int) -> Tensor:
+    """:func:`tracenet.inference.cells_of` of clicks ``[N, 2]`` (x, y), on their device."""
+    return torch.from_numpy(cells_of(clicks.detach().cpu().numpy(), level)).to(clicks.device)
 
 
 @dataclass
@@ -157,7 +162,7 @@ def heads_at(
     """
     assert heads.theta is not None
     n = len(clicks)
-    cells = {level: cells_of(clicks, level) for level in LEVELS}
+    cells = {level: cells_at(clicks, level) for level in LEVELS}
     cls = tower_at(heads.cls_tower, planes, cells, moments)  # [5N, C, 3, 3], level-major
     n_levels = len(LEVELS)
     logits = F.conv2d(cls, heads.logits.weight, heads.logits.bias).view(n_levels, n).T.float()

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tracenet.models.fpn import LEVELS
+from tracenet.config import TraceNetConfig
+from tracenet.conventions import LEVELS, SIZES_OF_INTEREST
 from tracenet.models.importers.state import (
     Source,
     check_state,
@@ -19,8 +20,7 @@ from tracenet.models.importers.state import (
     rows_of,
     shapes_of,
 )
-from tracenet.models.mask import SIZES_OF_INTEREST
-from tracenet.models.tracenet import TraceNet, TraceNetConfig
+from tracenet.models.tracenet import TraceNet
 from tracenet_kernels.errors import CheckpointError
 
 MEAN = (103.53, 116.28, 123.675)

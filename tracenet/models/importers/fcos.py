@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from tracenet.models.fpn import LEVELS
+from tracenet.config import TraceNetConfig
+from tracenet.conventions import LEVELS
 from tracenet.models.importers.state import (
     Source,
     check_state,
@@ -15,7 +16,7 @@ from tracenet.models.importers.state import (
     rows_of,
     shapes_of,
 )
-from tracenet.models.tracenet import TraceNet, TraceNetConfig
+from tracenet.models.tracenet import TraceNet
 
 MEAN = (123.675, 116.28, 103.53)
 """ImageNet's mean (0.485, 0.456, 0.406) on 0-255 pixels; RGB."""

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tracenet.models.tracenet import TraceNet, TraceNetConfig
+from tracenet.config import TraceNetConfig
+from tracenet.models.tracenet import TraceNet
 from tracenet_kernels.errors import CheckpointError
 
 Source = Mapping[str, Any] | str | os.PathLike[str]
