@@ -9,9 +9,9 @@ import torch
 import typer
 
 from tracenet.cli import parse_click, parse_levels, parse_mask_cells, parse_size
+from tracenet.conventions import THETA
 from tracenet.engine.lower import lower
 from tracenet.engine.table import schedule_table
-from tracenet.models.heads import THETA
 from tracenet.models.weights import bundled_checkpoint, load_checkpoint
 from tracenet.standard import standard_request
 from tracenet.traced import trace
