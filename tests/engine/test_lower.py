@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 import tracenet
 from tests.engine.networks import randomised, tracenet_inputs, tracenet_model
+from tracenet.conventions import THETA_SIZES
 from tracenet.engine.lower import lower
 from tracenet.engine.reference import graph_runner, run_schedule
 from tracenet.engine.schedule import OPS, Schedule, Step
 from tracenet.engine.table import schedule_table
 from tracenet.kept import kept_names
-from tracenet.models.heads import THETA_SIZES
 from tracenet.models.weights import BUNDLED
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.window import Window
