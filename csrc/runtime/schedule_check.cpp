@@ -413,15 +413,12 @@ void check_order(const Schedule& schedule) {
         }
         ready[static_cast<std::size_t>(plane)] = true;
     };
-    const auto check_float = [&](int plane, const char* what) {
-        if (schedule.planes[static_cast<std::size_t>(plane)].is_bytes()) {
-            throw ScheduleError(std::string(what) + " '" + schedule.planes[static_cast<std::size_t>(plane)].name +
-                                "' is uint8; what goes in and out of a network is float32");
-        }
-    };
     for (const int plane : schedule.inputs) {
         write(plane, "an input");
-        check_float(plane, "the input");
+        if (schedule.planes[static_cast<std::size_t>(plane)].is_bytes()) {
+            throw ScheduleError("the input '" + schedule.planes[static_cast<std::size_t>(plane)].name +
+                                "' is uint8; what goes into a network is float32");
+        }
     }
     for (const Step& step : schedule.steps) {
         for (const int plane : step.inputs) {
@@ -438,7 +435,6 @@ void check_order(const Schedule& schedule) {
     for (const auto& [name, plane] : schedule.outputs) {
         check_number(plane);
         if (!ready[static_cast<std::size_t>(plane)]) throw ScheduleError("output '" + name + "' is never computed");
-        check_float(plane, "the output");
         if (!names.insert(name).second) throw ScheduleError("two outputs are called '" + name + "'");
     }
 }

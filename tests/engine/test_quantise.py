@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tracenet
 from tests.engine.networks import randomised, tracenet_inputs, tracenet_model
 from tracenet.engine.lower import lower
-from tracenet.engine.quantise import Histogram, Range, calibrate, quantise
+from tracenet.engine.quantise import Calibration, Histogram, Range, calibrate, quantise
 from tracenet.engine.reference import run_schedule
 from tracenet.engine.schedule import Schedule
 from tracenet_kernels import native
@@ -107,6 +107,11 @@ def test_a_quantised_schedule_is_well_formed(whole: tuple[Schedule, Schedule, tu
     assert after.outputs == before.outputs
     int8 = [step for step in after.steps if step.op == "conv2d" and after.planes[step.inputs[0]].dtype == "uint8"]
     assert len(int8) == sum(step.op == "conv2d" for step in before.steps)
+    # What is read on the way is uint8 although it is an output as well; results are not.
+    read = {number for step in after.steps for number in step.inputs}
+    for name, number in after.outputs.items():
+        assert after.planes[number].dtype == "float32" or number in read, name
+    assert after.planes[after.outputs["C3"]].dtype == after.planes[after.outputs["P3"]].dtype == "uint8"
     copies = Counter(step.inputs[0] for step in after.steps if step.op == "convert")
     assert set(copies.values()) == {1}
     assert len(copies) < len(int8) / 8
@@ -181,9 +186,22 @@ def test_calibration_needs_samples(chain: tuple[Schedule, dict[str, Range]]) -> 
         calibrate(schedule, [])
     with pytest.raises(InputError, match="not finite"):
         calibrate(schedule, [(torch.full((1, 3, 20, 24), torch.nan),)])
-    counts: list[int] = []
-    calibrate(schedule, [(torch.randn(1, 3, 20, 24),)] * 2, observed=counts.append)
-    assert counts == [1, 2]
+
+
+def test_calibration_at_several_sizes(chain: tuple[Schedule, dict[str, Range]]) -> None:
+    """Planes are told apart by name, so that images of all sizes count."""
+    schedule, _ = chain
+    torch.manual_seed(0)
+    other = lowered(randomised(Chain()), torch.randn(1, 3, 32, 16))
+    calibration = Calibration()
+    x = torch.randn(1, 3, 20, 24)
+    calibration.add(schedule, (x,))
+    small = calibration.ranges()
+    calibration.add(other, (10 * torch.randn(1, 3, 32, 16),))
+    large = calibration.ranges()
+    assert calibration.samples == 2
+    assert small.keys() == large.keys()
+    assert all(large[name].high > 2 * small[name].high for name in small)
 
 
 def test_bad_ranges_are_input_errors(chain: tuple[Schedule, dict[str, Range]]) -> None:

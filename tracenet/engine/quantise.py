@@ -1,13 +1,13 @@
 """8-bit schedules: what values planes take, and which of them become uint8.
 
 Convolutions read uint8 activations and int8 weights; everything else stays fp32. A range per plane is measured on
-images (:func:`calibrate`) and cut where rounding and saturation together lose least; it belongs to a network, not to an
-input size, because planes have the same names at every size.
+images (:class:`Calibration`) and cut where rounding and saturation together lose least. It belongs to a network, not
+to an input size: planes have the same names at every size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -92,49 +92,66 @@ def _squared_error(centres: NDArray[np.floating], counts: NDArray[np.floating], 
     return float((counts * ((steps - grid.zero_point) * grid.scale - centres) ** 2).sum())
 
 
+class Calibration:
+    """Measures the planes that convolutions read or add, image by image, at any input size."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._histograms: dict[str, Histogram] = {}
+
+    def add(self, schedule: Schedule, inputs: Sequence[Tensor], external: External | None = None) -> None:
+        """Run a schedule and count what its planes hold.
+
+        Args:
+            schedule: in fp32, at the size of the inputs.
+            inputs: of the network; an image of the kind it will see.
+            external: computes external steps, see :func:`tracenet.engine.reference.run_schedule`.
+
+        Raises:
+            InputError: a plane is not finite.
+        """
+        read = {x for step in schedule.steps if step.op == "conv2d" for x in step.inputs}
+        names = {number: schedule.planes[number].name for number in read - set(schedule.inputs)}
+
+        def observe(number: int, value: Tensor) -> None:
+            if number in names:
+                self._histograms.setdefault(names[number], Histogram()).add(value)
+
+        run_schedule(schedule, inputs, external, observe)
+        self.samples += 1
+
+    def ranges(self) -> dict[str, Range]:
+        """Plane name -> range.
+
+        Raises:
+            InputError: there were no samples.
+        """
+        if not self.samples:
+            raise InputError("there are no samples to calibrate on; add the inputs of some images")
+        return {name: histogram.range() for name, histogram in self._histograms.items()}
+
+
 def calibrate(
-    schedule: Schedule,
-    samples: Iterable[Sequence[Tensor]],
-    external: External | None = None,
-    observed: Callable[[int], None] | None = None,
+    schedule: Schedule, samples: Iterable[Sequence[Tensor]], external: External | None = None
 ) -> dict[str, Range]:
-    """Measure the planes that convolutions read or add.
-
-    Args:
-        schedule: in fp32, at any input size.
-        samples: the network's inputs, image by image; images of the kind it will see.
-        external: computes external steps, see :func:`tracenet.engine.reference.run_schedule`.
-        observed: called with the number of samples so far, after each.
-
-    Returns:
-        Plane name -> range.
+    """:class:`Calibration` on samples of one size.
 
     Raises:
         InputError: there are no samples, or a plane is not finite.
     """
-    wanted = {x for step in schedule.steps if step.op == "conv2d" for x in step.inputs}
-    histograms = {number: Histogram() for number in wanted - set(schedule.inputs)}
-
-    def observe(number: int, value: Tensor) -> None:
-        if number in histograms:
-            histograms[number].add(value)
-
-    count = 0
-    for count, inputs in enumerate(samples, 1):
-        run_schedule(schedule, inputs, external, observe)
-        if observed is not None:
-            observed(count)
-    if not count:
-        raise InputError("there are no samples to calibrate on; pass the inputs of some images")
-    return {schedule.planes[number].name: histogram.range() for number, histogram in histograms.items()}
+    calibration = Calibration()
+    for inputs in samples:
+        calibration.add(schedule, inputs, external)
+    return calibration.ranges()
 
 
 def quantise(schedule: Schedule, ranges: Mapping[str, Range], keep_fp32: Iterable[str] = ()) -> Schedule:
     """The same network with 8-bit convolutions.
 
     Every ``conv2d`` becomes one whose input is a plane with a range, not an input of the network. A plane that an
-    8-bit convolution gives and only 8-bit convolutions read (or add) becomes uint8. Any other plane that one reads
-    stays fp32 and is converted once; what the network gives stays fp32.
+    8-bit convolution gives and only 8-bit convolutions read (or add) becomes uint8, also where it is an output of the
+    network besides. Any other plane that one reads stays fp32 and is converted once; results, which no step reads,
+    stay fp32.
 
     Args:
         schedule: in fp32.
@@ -159,13 +176,12 @@ def quantise(schedule: Schedule, ranges: Mapping[str, Range], keep_fp32: Iterabl
     for step in schedule.steps:
         for number in step.inputs:
             readers.setdefault(number, []).append(step)
-    outputs = set(schedule.outputs.values())
     planes = [
         _as_uint8(plane, grids[number])
         if number in grids
-        and number not in outputs
         and number in producers
-        and all(step.output in int8 for step in (producers[number], *readers.get(number, ())))
+        and number in readers
+        and all(step.output in int8 for step in (producers[number], *readers[number]))
         else plane
         for number, plane in enumerate(schedule.planes)
     ]

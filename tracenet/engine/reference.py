@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tracenet.engine.reference_int8 import run_int8_step
+from tracenet.engine.reference_int8 import dequantised, run_int8_step
 from tracenet.engine.reference_windows import PairsOfWindow, padded, window_of
 from tracenet.engine.schedule import ACTIVATIONS, RESIZE_MODES, Plane, Schedule, Step
 from tracenet.graph.capture import run_node
@@ -63,7 +63,7 @@ def run_schedule(
             values[step.output] = value
             if observe is not None:
                 observe(step.output, value)
-    return {name: values[number] for name, number in schedule.outputs.items()}
+    return {name: dequantised(values[number], schedule.planes[number]) for name, number in schedule.outputs.items()}
 
 
 def graph_runner(graph: Graph) -> External:

@@ -31,8 +31,8 @@ op                        inputs                      attributes
 
 A ``conv2d`` whose x is a ``uint8`` plane is an 8-bit convolution (``csrc/include/tracenet/conv_int8.hpp``): its weight
 is quantised symmetrically, one scale per output channel, when a program is built. It may add and give planes of either
-dtype. All other operations but ``convert`` read and give ``float32``, and inputs and outputs of the network are
-``float32``.
+dtype. All other operations but ``convert`` read and give ``float32``, and inputs of the network are ``float32``;
+outputs are delivered as real values.
 
 ``activation`` is a position in :data:`ACTIVATIONS`. A value is what ``csrc/include/tracenet/conv.hpp`` and
 ``kernels.hpp`` say.
