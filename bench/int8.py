@@ -1,0 +1,334 @@
+"""8-bit convolutions against the fp32 ones: speed of single layers, and what they cost in masks.
+
+    python -m bench.int8 layers --json bench/results/int8_layers.json
+    python -m bench.int8 masks --photos DIR --annotations FILE \\
+        --calibration-photos DIR --calibration-annotations FILE --json bench/results/int8_masks.json
+
+``layers``: whole planes, uint8 in and out against fp32 in and out, both through the Python API with bias and ReLU, runs
+interleaved. The fp32 result is held against torch, the 8-bit one against the integer sums it must equal bit for bit; a
+layer that fails either reports no time.
+
+``masks``: the protocol of :mod:`tracenet.evaluation` on the network in fp32 and in 8 bits, both as full planes of the
+native runtime; boxes, choice of level and mask head are the same code, in fp32, and so are the clicks. Ranges are
+calibrated on other photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench.report import environment
+from tracenet.data import CocoDataset
+from tracenet.engine.lower import lower
+from tracenet.engine.program import Program
+from tracenet.engine.quantise import Calibration, quantise
+from tracenet.engine.schedule import Schedule
+from tracenet.engine.session import Session
+from tracenet.evaluation.protocol import ClickProtocol
+from tracenet.evaluation.run import evaluate_dataset, file_hash, full_network_segment
+from tracenet.files import save_json
+from tracenet.inference import PredictorSettings, fit_canvas, prepare_image
+from tracenet.models import TraceNet
+from tracenet.models.weights import bundled_checkpoint, load_checkpoint
+from tracenet.traced import trace
+from tracenet_kernels import native
+from tracenet_kernels.threads import set_threads
+from tracenet_kernels.window import Window
+from tracenet_kernels.windowed import ConvJob, PackedConv, conv2d_jobs
+from tracenet_kernels.windowed_int8 import (
+    Int8ConvJob,
+    PackedInt8Conv,
+    Quantisation,
+    conv2d_int8_jobs,
+    quantise_weight,
+)
+
+TOLERANCE = 1e-4
+METRICS = ("one_click_miou", "one_click_pooled", "hit_rate_70", "miou_t", "mta", "score_error")
+
+
+class Layer(NamedTuple):
+    """A convolution of a ResNet-50-FPN at 1024 x 768 or of its heads; ``side`` is the input's."""
+
+    kernel: int
+    stride: int
+    inputs: int
+    outputs: int
+    side: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.kernel}x{self.kernel}/{self.stride} {self.inputs}->{self.outputs} {self.side[0]}x{self.side[1]}"
+
+
+LAYERS = (
+    Layer(3, 1, 256, 256, (64, 64)),
+    Layer(3, 1, 256, 256, (8, 8)),
+    Layer(3, 1, 128, 128, (96, 128)),
+    Layer(3, 1, 512, 512, (24, 32)),
+    Layer(3, 2, 256, 256, (64, 64)),
+    Layer(1, 1, 64, 64, (192, 256)),
+    Layer(1, 1, 64, 256, (192, 256)),
+    Layer(1, 1, 256, 64, (192, 256)),
+    Layer(1, 1, 256, 256, (64, 64)),
+    Layer(1, 1, 512, 128, (96, 128)),
+    Layer(1, 1, 1024, 256, (48, 64)),
+    Layer(1, 1, 2048, 512, (24, 32)),
+)
+
+
+class Pair:
+    """One layer in both precisions, with its inputs and outputs."""
+
+    def __init__(self, layer: Layer) -> None:
+        rng = np.random.default_rng(0)
+        padding = layer.kernel // 2
+        rows, columns = ((side - 1) // layer.stride + 1 for side in layer.side)
+        shape = (layer.outputs, layer.inputs, layer.kernel, layer.kernel)
+        self.layer = layer
+        self.window = Window.full(rows, columns)
+        self.macs = rows * columns * int(np.prod(shape))
+        self.weight = rng.normal(size=shape).astype(np.float32)
+        self.bias = rng.normal(size=layer.outputs).astype(np.float32)
+        self.grid = Quantisation(0.02, 0)
+        self.x8 = rng.integers(0, 256, (*layer.side, layer.inputs)).astype(np.uint8)
+        self.x = self.x8.astype(np.float32) * np.float32(self.grid.scale)
+        self.y = np.full((rows, columns, layer.outputs), np.nan, np.float32)
+        self.y8 = np.zeros(self.y.shape, np.uint8)
+        self.weight8, self.weight_scale = quantise_weight(self.weight)
+        self.packed = PackedConv(self.weight, stride=layer.stride, padding=padding)
+        self.packed8 = PackedInt8Conv(self.weight8, self.weight_scale, stride=layer.stride, padding=padding)
+        self.out_grid = Quantisation(float(self.expected().max()) / 255, 0)
+
+    def run(self) -> None:
+        """In fp32."""
+        job = ConvJob(self.x, self.y, self.window, bias=self.bias, activation="relu")
+        conv2d_jobs(self.packed, [job])
+
+    def run8(self) -> None:
+        """In 8 bits."""
+        job = Int8ConvJob(self.x8, self.grid, self.y8, self.window, self.out_grid, bias=self.bias, activation="relu")
+        conv2d_int8_jobs(self.packed8, [job])
+
+    def expected(self) -> torch.Tensor:
+        """fp32 by torch, [rows, columns, out]."""
+        return self._torch(torch.from_numpy(self.x), torch.from_numpy(self.weight), torch.from_numpy(self.bias)).relu()
+
+    def expected8(self) -> torch.Tensor:
+        """The integers."""
+        sums = self._torch(torch.from_numpy(self.x8).double(), torch.from_numpy(self.weight8).double(), None).float()
+        real = sums * torch.from_numpy(np.float32(self.grid.scale) * self.weight_scale) + torch.from_numpy(self.bias)
+        inverse = np.float32(1) / np.float32(self.out_grid.scale)
+        return (real.relu() * float(inverse)).round().clamp(0, 255).to(torch.uint8)
+
+    def _torch(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        layer = self.layer
+        y = torch.nn.functional.conv2d(x.permute(2, 0, 1)[None], weight, bias, layer.stride, layer.kernel // 2)
+        return y[0].permute(1, 2, 0)
+
+    def errors(self) -> tuple[float, int]:
+        """Relative error in fp32, and how many integers are wrong."""
+        reference = self.expected()
+        relative = float((torch.from_numpy(self.y) - reference).abs().max() / reference.abs().max())
+        return relative, int((torch.from_numpy(self.y8) != self.expected8()).sum())
+
+
+def timed(call: Callable[[], None]) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(layer: Layer, seconds: float) -> dict[str, Any]:
+    """Interleaved runs of both for ``seconds``."""
+    pair = Pair(layer)
+    pair.run()
+    pair.run8()
+    relative, wrong = pair.errors()
+    case: dict[str, Any] = {
+        "layer": str(layer),
+        "kernel": layer.kernel,
+        "stride": layer.stride,
+        "channels": [layer.inputs, layer.outputs],
+        "size": list(layer.side),
+        "macs": pair.macs,
+        "fp32_max_rel_error": relative,
+        "int8_wrong": wrong,
+    }
+    if relative > TOLERANCE or wrong:
+        return case
+    times: dict[str, list[float]] = {"fp32": [], "int8": []}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times["int8"]) < 5:
+        times["fp32"].append(timed(pair.run))
+        times["int8"].append(timed(pair.run8))
+    for name, all_times in times.items():
+        best, median = min(all_times), statistics.median(all_times)
+        case[name] = {"ms_min": best * 1e3, "ms_median": median * 1e3, "gops": 2 * pair.macs / best / 1e9}
+    case["runs"] = len(times["int8"])
+    case["speed_up"] = case["fp32"]["ms_min"] / case["int8"]["ms_min"]
+    case["speed_up_median"] = case["fp32"]["ms_median"] / case["int8"]["ms_median"]
+    return case
+
+
+def layers(seconds: float, threads: int) -> dict[str, Any]:
+    """Measure every layer."""
+    set_threads(threads)
+    extension = native.require()
+    return {
+        **environment(),
+        "threads": threads,
+        "isa": extension.active_isa(),
+        "int8_kernel": extension.active_int8_kernel(),
+        "layers": [measure(layer, seconds) for layer in LAYERS],
+    }
+
+
+def show_layers(result: dict[str, Any]) -> None:
+    """Print the result as a table."""
+    kernels = f"{result['isa']} / {result['int8_kernel']}"
+    table = Table(title=f"{result['device']}, {result['threads']} threads, {kernels}, {result['commit']}")
+    for name in ("layer", "fp32 ms", "int8 ms", "fp32 GFLOP/s", "int8 GOP/s", "speed-up", "(medians)"):
+        table.add_column(name, justify="left" if name == "layer" else "right")
+    for case in result["layers"]:
+        if "int8" not in case:
+            table.add_row(case["layer"], "wrong")
+            continue
+        table.add_row(
+            case["layer"],
+            f"{case['fp32']['ms_min']:.3f}",
+            f"{case['int8']['ms_min']:.3f}",
+            f"{case['fp32']['gops']:.0f}",
+            f"{case['int8']['gops']:.0f}",
+            f"{case['speed_up']:.2f}",
+            f"{case['speed_up_median']:.2f}",
+        )
+    Console(width=130, highlight=False).print(table)
+
+
+class FullPlanes:
+    """A network whose full planes the native runtime computes; in all else the model itself."""
+
+    def __init__(self, model: TraceNet, program: Program) -> None:
+        self._model, self._program = model, program
+        heads = ("logits", "ctr", "level", "theta", "reg", "maskfeat")
+        self._request = {name: None for name in program.schedule.outputs if name.startswith(heads)}
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        session = Session(self._program.at_size(*image.shape[2:]))
+        session.set_planar(0, image)
+        start = time.perf_counter()
+        outputs = session.run(self._request).outputs
+        self.seconds += time.perf_counter() - start
+        return {str(name): torch.from_numpy(value) for name, value in outputs.items()}
+
+
+def calibrated(schedule: Schedule, model: TraceNet, settings: PredictorSettings, photos: CocoDataset, count: int):
+    """The schedule in 8 bits, by the first ``count`` photos that have objects, and their file names."""
+    program = Program(schedule)
+    calibration = Calibration()
+    names = []
+    records = [record for record in photos.records if record.instances][:count]
+    for record in track(records, "calibration", console=Console(stderr=True)):
+        photo = photos.image(record)
+        image = prepare_image(photo, fit_canvas(photo.width, photo.height, settings.working_size), model.config)
+        sized = replace(program.at_size(*image.shape[2:]).schedule, tensors=schedule.tensors)
+        calibration.add(sized, (image,))
+        names.append(record.path.name)
+    return quantise(schedule, calibration.ranges()), names
+
+
+def masks(options: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate both networks on the same clicks."""
+    model, info = load_checkpoint(options.checkpoint or bundled_checkpoint())
+    settings = replace(info.predictor, zoom="off")
+    schedule = lower(trace(model, (torch.zeros(1, 3, 480, 640),)).graph)
+    training = CocoDataset(options.calibration_photos, options.calibration_annotations, on_error="skip")
+    eight_bits, names = calibrated(schedule, model, settings, training, options.calibration_count)
+    protocol = ClickProtocol(clicks=options.clicks)
+    result: dict[str, Any] = {
+        **environment(),
+        "checkpoint": {
+            "file": (options.checkpoint or bundled_checkpoint()).name,
+            "sha256": file_hash(options.checkpoint or bundled_checkpoint()),
+        },
+        "settings": settings.to_dict(),
+        "calibration": names,
+        "steps_in_8_bits": sum(
+            step.op == "conv2d" and eight_bits.planes[step.inputs[0]].dtype == "uint8" for step in eight_bits.steps
+        ),
+        "convolutions": sum(step.op in ("conv2d", "stem") for step in eight_bits.steps),
+        "uint8_planes": sum(plane.dtype == "uint8" for plane in eight_bits.planes),
+        "planes": len(eight_bits.planes),
+    }
+    for name, one in (("fp32", schedule), ("int8", eight_bits)):
+        dataset = CocoDataset(options.photos, options.annotations, on_error="skip")
+        network = FullPlanes(model, Program(one))
+        segment = full_network_segment(network, settings)  # type: ignore[arg-type]
+        report = evaluate_dataset(segment, dataset, protocol, {}, None, options.limit).report
+        result[name] = {**report, "network_seconds_per_image": network.seconds / max(report["images"], 1)}
+    result["difference"] = {name: result["int8"][name] - result["fp32"][name] for name in METRICS}
+    return result
+
+
+def show_masks(result: dict[str, Any]) -> None:
+    """Print the result as a table."""
+    title = (
+        f"{result['fp32']['images']} images, {result['fp32']['instances']} objects, {result['fp32']['clicks']} clicks"
+    )
+    table = Table(title=title)
+    for name in ("", "fp32", "int8", "difference"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name in METRICS:
+        row = (result["fp32"][name], result["int8"][name], result["difference"][name])
+        table.add_row(name, *(f"{value:.4f}" for value in row))
+    Console(width=130, highlight=False).print(table)
+
+
+def main() -> None:
+    """Parse arguments, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("layers", help="speed of single layers")
+    command.add_argument("--json", type=Path, default=None, help="file to write")
+    command.add_argument("--seconds", type=float, default=1.0, help="per layer")
+    command.add_argument("--threads", type=int, default=1)
+    command = commands.add_parser("masks", help="what 8 bits cost in masks")
+    command.add_argument("--json", type=Path, default=None, help="file to write")
+    command.add_argument("--photos", type=Path, required=True, help="folder to evaluate on")
+    command.add_argument("--annotations", type=Path, required=True)
+    command.add_argument("--calibration-photos", type=Path, required=True, help="folder of other photos")
+    command.add_argument("--calibration-annotations", type=Path, required=True)
+    command.add_argument("--calibration-count", type=int, default=32)
+    command.add_argument("--checkpoint", type=Path, default=None, help="default: the bundled one")
+    command.add_argument("--clicks", type=int, default=25, help="simulated clicks per object")
+    command.add_argument("--limit", type=int, default=None, help="only the first so many images")
+    options = parser.parse_args()
+    if options.command == "layers":
+        result = layers(options.seconds, options.threads)
+        show_layers(result)
+    else:
+        result = masks(options)
+        show_masks(result)
+    if options.json is not None:
+        save_json(result, options.json)
+
+
+if __name__ == "__main__":
+    main()
