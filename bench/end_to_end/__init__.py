@@ -1,0 +1,1 @@
+"""A click against the full network, on one processor: times, errors, memory, second clicks, cold start."""
