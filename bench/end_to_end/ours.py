@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bench.end_to_end.memory import peak_live_bytes
 from bench.end_to_end.network import Case, Click, Levels, SizedNetwork
+from tracenet.engine.lower import lower
+from tracenet.engine.program import Program
+from tracenet.engine.session import Floats, Session, ThreadPool
 from tracenet.kept import FeatureStore, kept_names
 from tracenet.rft.trace import Plan
 
@@ -29,7 +34,8 @@ class TorchClicks:
     dtype = "float32"
     memory_method = "live tensors that operators returned, scratch memory inside operators not seen"
 
-    def __init__(self, network: SizedNetwork) -> None:
+    def __init__(self, network: SizedNetwork, threads: int) -> None:
+        del threads  # PyTorch's own setting
         self.network = network
         self.last_plan: Plan | None = None
         self._store = FeatureStore()
@@ -81,13 +87,83 @@ def planned(network: SizedNetwork, case: Case) -> tuple[Plan, ClickRun]:
 
 
 class NativeClicks:
-    """Clicks on the native engine."""
+    """Clicks on the native runtime, as a program and a session of its own.
+
+    Attributes:
+        kept_bytes: bytes of features kept for the clicks so far.
+    """
 
     name = "native"
+    dtype = "float32"
+    memory_method = "planned workspace and kept cells, all memory that activations use; scratch of threads not counted"
 
-    def __init__(self, network: SizedNetwork) -> None:
-        case = Case((network.size[0] / 2, network.size[1] / 2), (3, 3), "centre")
-        network.traced.run(network.inputs(case.click), network.plan(case), backend="native")
+    def __init__(self, network: SizedNetwork, threads: int) -> None:
+        self.network = network
+        program = Program(lower(network.traced.graph))
+        pool = ThreadPool(threads)
+        self._session, self._keeping = Session(program, pool), Session(program, pool, keep=True)
+        self._keeping.set_planar(0, network.image)
+
+    def first(self, case: Case) -> ClickRun:
+        """As :meth:`TorchClicks.first`; the image is handed over anew each time."""
+        request = self.network.request(case.click, case.levels)
+        parameters = self._parameters(case.click)
+
+        def run() -> dict[int | str, Tensor]:
+            self._session.set_planar(0, self.network.image)
+            return _tensors(self._session.run(request, parameters).outputs)
+
+        return run
+
+    def forget(self) -> None:
+        """Drop what is kept."""
+        self._keeping.forget()
+
+    def keeping(self, click: Click, levels: Levels) -> ClickRun:
+        """As :meth:`TorchClicks.keeping`."""
+        request, parameters = self.network.request(click, levels), self._parameters(click)
+        return lambda: _tensors(self._keeping.run(request, parameters).outputs)
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._keeping.kept_bytes
+
+    def overhead(self, repeats: int = 20) -> dict[str, Any]:
+        """Median microseconds per click, in the centre on levels 3-5, that are not spent in kernels.
+
+        ``planning_us``: windows of all planes and memory. ``dispatch_us``: the rest of a call from Python that no
+        launch's own clock accounts for.
+        """
+        width, height = self.network.size
+        click = (width / 2, height / 2)
+        request, parameters = self.network.request(click, (3, 5)), self._parameters(click)
+        self._session.set_planar(0, self.network.image)
+        planning, dispatch = [], []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            result = self._session.run(request, parameters, profile=True)
+            whole = (time.perf_counter() - start) * 1e6
+            planning.append(result.planning_us)
+            dispatch.append(whole - result.planning_us - sum(row.microseconds for row in result.profile))
+        return {
+            "status": "ok",
+            "backend": self.name,
+            "launches": len(result.profile),
+            "planning_us": median(planning),
+            "dispatch_us": median(dispatch),
+        }
+
+    def peak_bytes(self, case: Case) -> int:
+        """Of a click that keeps nothing."""
+        request = self.network.request(case.click, case.levels)
+        return self._session.run(request, self._parameters(case.click)).peak_bytes
+
+    def _parameters(self, click: Click) -> dict[int, Any]:
+        return {position: value.numpy() for position, value in enumerate(self.network.inputs(click)) if position}
+
+
+def _tensors(outputs: dict[int | str, Floats]) -> dict[int | str, Tensor]:
+    return {key: torch.from_numpy(array) for key, array in outputs.items()}
 
 
 BACKENDS: dict[str, Any] = {"native": NativeClicks, "torch": TorchClicks}

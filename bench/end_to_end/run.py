@@ -22,7 +22,10 @@ from bench.end_to_end.standard import FullSettings, choose_settings, measure_siz
 from bench.report import environment
 from tracenet.models import TraceNet
 from tracenet.standard import Size
+from tracenet_kernels import native
 from tracenet_kernels.errors import BackendError
+
+KERNEL_FIELDS = ("sgemm_gflops", "weighted_share", "worst_share", "layers")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Options:
             as well.
         model: config fields of the network beside 80 classes.
         setting_rounds: timed runs per setting of the full networks.
-        pairs, cold_starts, photo_repeats: 0 leaves that part out.
+        pairs, cold_starts, photo_repeats, kernel_rounds: 0 leaves that part out.
     """
 
     backend: str = "native"
@@ -68,13 +71,20 @@ class Options:
     pairs: int = 50
     cold_starts: int = 5
     photo_repeats: int = 5
-    kernels: bool = True
+    kernel_rounds: int = 7
 
 
 def quick(backend: str, threads: int) -> Options:
     """One size, its centre, few repeats."""
     return Options(
-        backend, (SizeRun((640, 480), 0, 3),), threads, setting_rounds=1, pairs=5, cold_starts=1, photo_repeats=1
+        backend,
+        (SizeRun((640, 480), 0, 3),),
+        threads,
+        setting_rounds=1,
+        pairs=5,
+        cold_starts=1,
+        photo_repeats=1,
+        kernel_rounds=1,
     )
 
 
@@ -96,7 +106,7 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
     settings: FullSettings | None = None
     for one in options.sizes:
         network = SizedNetwork(model, one.size)
-        ours = make_ours(options.backend, network)
+        ours = make_ours(options.backend, network, options.threads)
         if settings is None:
             settings = choose_settings(model, network, options.threads, options.setting_rounds)
             report["settings"] = vars(settings)
@@ -113,14 +123,14 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
         gc.collect()
     report["photo"] = _photo(options, lambda: progress.advance(task))
     report["cold_start"] = _cold_start(options, lambda: progress.advance(task))
-    report["kernels"] = measure_kernels() if options.kernels else None
+    report["kernels"] = measure_kernels(options.kernel_rounds, options.threads) if options.kernel_rounds else None
     return report
 
 
-def make_ours(backend: str, network: SizedNetwork) -> Any:
+def make_ours(backend: str, network: SizedNetwork, threads: int) -> Any:
     """Our side for one network, or the reason why there is none."""
     try:
-        return BACKENDS[backend](network)
+        return BACKENDS[backend](network, threads)
     except BackendError as error:
         return str(error)
 
@@ -164,10 +174,11 @@ def _cold_start(options: Options, advance: Callable[[], None]) -> dict[str, Any]
     return measure_cold_start(options.backend, options.cold_starts, advance) if options.cold_starts else None
 
 
-def measure_kernels() -> dict[str, Any] | None:
-    """Shares of the SGEMM rate that the convolution kernels reach; None without that benchmark."""
-    try:
-        from bench.kernels import measure as measure_shares
-    except ImportError:
-        return None
-    return measure_shares()
+def measure_kernels(rounds: int, threads: int) -> dict[str, Any]:
+    """Shares of the SGEMM rate that the convolution kernels reach, layer by layer; see :mod:`bench.kernels`."""
+    if not native.available():
+        return {"status": f"not available: {native.why_not()}"}
+    from bench.kernels.__main__ import run as measure_layers
+
+    found = measure_layers(rounds, threads)
+    return {"status": "ok", **{name: found[name] for name in KERNEL_FIELDS}}

@@ -111,7 +111,7 @@ def _show_rest(report: dict[str, Any], console: Console) -> None:
         imported = {True: "torch imported", False: "torch not imported"}.get(cold.get("torch_imported"), "")
         console.print(f"Cold start to mask: {_ms(cold['ms_median'], cold['status'])} ms {imported}".rstrip())
     kernels = report["kernels"]
-    if kernels is not None:
+    if kernels is not None and kernels["status"] == "ok":
         console.print(
             f"Convolution kernels: {_number(kernels['weighted_share'], '.1%')} of the SGEMM rate weighted by work, "
             f"worst layer {_number(kernels['worst_share'], '.1%')}."

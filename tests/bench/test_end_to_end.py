@@ -30,6 +30,7 @@ from bench.peers.onnx_macs import count_macs
 from bench.peers.onnx_network import to_onnx
 from tracenet import trace
 from tracenet.models import TraceNet
+from tracenet_kernels import native
 from tracenet_kernels.errors import InputError
 
 SIZE = (128, 96)
@@ -43,7 +44,7 @@ TINY = run.Options(
     pairs=2,
     cold_starts=0,
     photo_repeats=0,
-    kernels=False,
+    kernel_rounds=0,
 )
 
 
@@ -65,10 +66,10 @@ def captured(monkeypatch: pytest.MonkeyPatch, model: TraceNet, network: SizedNet
     monkeypatch.setattr(run, "choose_settings", lambda *_: FullSettings("arena, no spinning", "eager", {}))
 
 
-def measured() -> dict[str, Any]:
+def measured(backend: str = "torch") -> dict[str, Any]:
     """One click only."""
     with Progress(disable=True) as progress:
-        return run.measure(replace(TINY, sizes=(run.SizeRun(SIZE, 0, 1),), pairs=1), progress)
+        return run.measure(replace(TINY, backend=backend, sizes=(run.SizeRun(SIZE, 0, 1),), pairs=1), progress)
 
 
 @pytest.mark.usefixtures("captured")
@@ -133,6 +134,19 @@ def test_an_absent_backend_leaves_its_slot_empty(monkeypatch: pytest.MonkeyPatch
     assert {case["status"] for case in report["cases"]} == {"not available: no compiler"}
     assert all(case["ms_median"] is None and case["peers"]["onnxruntime_full_ms"] > 0 for case in report["cases"])
     assert report["second_click"] == {"status": "not available: no compiler"}
+    show(report, Console(quiet=True))
+
+
+@pytest.mark.skipif(not native.available(), reason=native.why_not())
+@pytest.mark.usefixtures("captured")
+def test_the_native_backend_is_measured() -> None:
+    report = measured("native")
+    assert {case["status"] for case in report["cases"]} == {"ok"}
+    for case in report["cases"]:
+        assert case["backend"] == "native" and case["ms_median"] > 0 and case["max_rel_error"] <= TOLERANCE
+        assert case["peak_activation_bytes"] > 0
+    assert report["second_click"]["share_median"] > 0 and report["second_click"]["kept_bytes_median"] > 0
+    assert report["overhead"]["planning_us"] > 0 and report["overhead"]["launches"] > 0
     show(report, Console(quiet=True))
 
 
@@ -227,7 +241,7 @@ def test_a_late_wrong_result_takes_earlier_times_back() -> None:
     contestant.measure()
     assert contestant.median_ms is not None
     contestant.measure()
-    assert (contestant.status, contestant.median_ms, contestant.min_ms) == ("wrong", None, None)
+    assert [contestant.status, contestant.median_ms, contestant.min_ms] == ["wrong", None, None]
     contestant.measure()  # asks nobody any more
     assert len(contestant.times) == 3
 
