@@ -10,7 +10,7 @@ the window it is computed in, on the number of threads, or on the instruction se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +123,18 @@ def conv2d_jobs(packed: PackedConv, jobs: Sequence[ConvJob]) -> None:
         InputError, WindowError: before anything is written, where an array, extent or window does not fit, outputs
             overlap, or an output overlaps with what is read.
     """
-    native.require().conv2d(packed.handle, tuple(job._native() for job in jobs))
+    prepare(packed, jobs)()
+
+
+def prepare(packed: PackedConv, jobs: Sequence[ConvJob]) -> Callable[[], None]:
+    """:func:`conv2d_jobs` for arrays that are used again and again: a function that runs the jobs, and no more Python.
+
+    Raises:
+        InputError, WindowError: as :func:`conv2d_jobs`; what depends on several arrays is checked by the function.
+    """
+    run, handle = native.require().conv2d, packed.handle
+    arguments = tuple(job._native() for job in jobs)
+    return lambda: run(handle, arguments)
 
 
 def conv2d(

@@ -25,6 +25,11 @@ constexpr double kTaskMacs = 5e5;
 constexpr std::int64_t kTasksPerThread = 6;
 // Bytes of inputs that a chunk may touch, so that they and a panel of weights fit into the second-level cache.
 constexpr std::int64_t kChunkBytes = 320 * 1024;
+// Bytes of weights that a tile meets before the next one: what stays in the second-level cache beside a chunk.
+constexpr std::int64_t kGroupBytes = 256 * 1024;
+// A first-level cache has few ways: pixels this many bytes apart, or a multiple, push each other out of it.
+constexpr std::int64_t kAliasBytes = 4096;
+constexpr std::int64_t kAliasPixels = 7;
 constexpr std::int64_t kMinChunkTiles = 4;
 constexpr std::int64_t kMaxChunkTiles = 24;
 
@@ -73,12 +78,13 @@ class Pixels {
         return {jobs_ + job, w.y0 + rest / width, w.x0 + rest % width};
     }
 
-    // The pixel after one that is not the last.
-    void advance(Pixel& pixel) const {
-        if (++pixel.x < pixel.job->window.x1) return;
+    // The first pixel of the next row; past the last job it must not be used.
+    void to_next_row(Pixel& pixel) const {
+        const ConvJob* const end = jobs_ + ends_.size();
         if (++pixel.y == pixel.job->window.y1) {
             do ++pixel.job;
-            while (pixel.job->window.is_empty());
+            while (pixel.job != end && pixel.job->window.is_empty());
+            if (pixel.job == end) return;
             pixel.y = pixel.job->window.y0;
         }
         pixel.x = pixel.job->window.x0;
@@ -88,6 +94,12 @@ class Pixels {
     const ConvJob* jobs_;
     std::vector<std::int64_t> ends_;
     std::int64_t total_ = 0;
+};
+
+// Pixels of a tile that lie side by side in a row.
+struct Stretch {
+    Pixel first;
+    std::int64_t length;
 };
 
 // Where the pixels of a tile are read from and written to; the runs' pointers lie elsewhere.
@@ -117,8 +129,14 @@ class Conv {
           layout_(conv.spec, conv.isa),
           depthwise_(is_depthwise(conv.spec)),
           inputs_per_group_(conv.spec.in_channels / conv.spec.groups),
-          pixels_(jobs, count),
-          tiles_(ceil_div(pixels_.total(), conv_shape(conv.isa).pixels)) {
+          conv_shape_(conv_shape(conv.isa)),
+          pixels_(jobs, count) {
+        std::int64_t tile_pixels = conv_shape_.pixels;
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::int64_t step = spec_.x.stride * jobs[i].input.pixel_stride * std::int64_t{sizeof(float)};
+            if (step % kAliasBytes == 0 && !depthwise_) tile_pixels = std::min(tile_pixels, kAliasPixels);
+        }
+        tiles_ = ceil_div(pixels_.total(), tile_pixels);
         for (std::size_t i = 0; i < count; ++i) {
             if (!needs_zeros(jobs[i])) continue;
             zeros_.assign(static_cast<std::size_t>(spec_.in_channels * spec_.x.kernel), 0.0F);
@@ -163,20 +181,33 @@ class Conv {
                   std::int64_t last_panel) const {
         thread_local ChunkPlan plan;  // keeps its memory from call to call
         plan_chunk(first_tile, last_tile, plan);
-        for (std::int64_t p = first_panel; p < last_panel; ++p) {
-            const PanelLayout::Panel panel = layout_.panel(p);
-            for (const TilePlan& tile : plan.tiles) run_tile(tile, plan.runs.data() + tile.runs, panel);
+        const std::int64_t panel_bytes =
+            layout_.taps() * conv_shape_.widths[kPanelWidths - 1] * static_cast<std::int64_t>(sizeof(float));
+        const std::int64_t group = std::max<std::int64_t>(1, kGroupBytes / panel_bytes);
+        const bool fetch = spec_.y.kernel * spec_.x.kernel == 1 && spec_.groups == 1;
+        for (std::int64_t p = first_panel; p < last_panel; p += group) {
+            for (std::size_t t = 0; t < plan.tiles.size(); ++t) {
+                const TilePlan& tile = plan.tiles[t];
+                const float* const* next = nullptr;
+                if (fetch && t + 1 < plan.tiles.size() && plan.tiles[t + 1].pixels >= tile.pixels) {
+                    next = plan.runs.data() + plan.tiles[t + 1].runs;
+                }
+                for (std::int64_t q = p; q < std::min(p + group, last_panel); ++q) {
+                    run_tile(tile, plan.runs.data() + tile.runs, q == p ? next : nullptr, layout_.panel(q));
+                }
+            }
         }
     }
 
-    void run_tile(const TilePlan& plan, const float* const* runs, const PanelLayout::Panel& panel) const {
+    void run_tile(const TilePlan& plan, const float* const* runs, const float* const* next,
+                  const PanelLayout::Panel& panel) const {
         ConvTile tile;
         tile.inputs = runs;
         tile.segments = plan.merged ? spec_.y.kernel : spec_.y.kernel * spec_.x.kernel;
         tile.length = plan.merged ? spec_.x.kernel * inputs_per_group_ : inputs_per_group_;
         tile.input_offset = panel.input;
         tile.weights = weights_ + panel.offset;
-        tile.next_weights = nullptr;
+        tile.next_inputs = next;
         tile.first = panel.first;
         tile.channels = panel.channels;
         tile.outputs = plan.outputs;
@@ -186,69 +217,102 @@ class Conv {
         tile.lowest = plan.lowest;
         tile.uniform = plan.uniform;
         const auto& kernels = depthwise_ ? kernels_.depthwise : kernels_.dense;
-        kernels[plan.pixels - 1][panel.vectors - 1](tile);
+        kernels[plan.pixels - 1][panel.kind](tile);
     }
 
     void plan_chunk(std::int64_t first_tile, std::int64_t last_tile, ChunkPlan& plan) const {
         plan.tiles.resize(static_cast<std::size_t>(last_tile - first_tile));
         plan.runs.clear();
-        Pixel pixel = pixels_.at(first_tile * pixels_.total() / tiles_);
+        std::int64_t begin = first_tile * pixels_.total() / tiles_;
+        Pixel pixel = pixels_.at(begin);
         for (std::int64_t t = first_tile; t < last_tile; ++t) {
-            TilePlan& tile = plan.tiles[static_cast<std::size_t>(t - first_tile)];
-            const std::int64_t begin = t * pixels_.total() / tiles_;
             const std::int64_t end = (t + 1) * pixels_.total() / tiles_;
-            Pixel members[kMaxTilePixels];
-            tile.pixels = static_cast<int>(end - begin);
-            for (int j = 0; j < tile.pixels; ++j) {
-                members[j] = pixel;
-                if (begin + j + 1 < pixels_.total()) pixels_.advance(pixel);
+            Stretch stretches[kMaxTilePixels];
+            int count = 0;
+            for (std::int64_t left = end - begin; left > 0; ++count) {
+                const std::int64_t length = std::min(left, pixel.job->window.x1 - pixel.x);
+                stretches[count] = {pixel, length};
+                left -= length;
+                pixel.x += length;
+                if (pixel.x == pixel.job->window.x1) pixels_.to_next_row(pixel);
             }
-            plan_tile(members, tile, plan.runs);
+            plan_tile(stretches, count, plan.tiles[static_cast<std::size_t>(t - first_tile)], plan.runs);
+            begin = end;
         }
     }
 
-    void plan_tile(const Pixel* members, TilePlan& tile, std::vector<const float*>& runs) const {
+    void plan_tile(const Stretch* stretches, int count, TilePlan& tile, std::vector<const float*>& runs) const {
+        const ConvJob& job = *stretches[0].first.job;
+        tile.pixels = 0;
         tile.merged = true;
         tile.uniform = true;
-        for (int j = 0; j < tile.pixels; ++j) {
-            const ConvJob& job = *members[j].job;
-            tile.outputs[j] = job.output.at(members[j].y, members[j].x);
-            tile.scales[j] = job.scale;
-            tile.biases[j] = job.bias;
-            const std::int64_t f = job.residual_factor;
-            tile.addends[j] =
-                job.residual.data == nullptr ? nullptr : job.residual.at(members[j].y / f, members[j].x / f);
-            tile.lowest[j] = job.activation == Activation::relu ? 0.0F : -std::numeric_limits<float>::infinity();
-            tile.merged = tile.merged && rows_are_runs(members[j]);
-            tile.uniform = tile.uniform && job.scale == members[0].job->scale && job.bias == members[0].job->bias;
+        for (int i = 0; i < count; ++i) {
+            const ConvJob& other = *stretches[i].first.job;
+            tile.merged = tile.merged && rows_are_runs(stretches[i]);
+            tile.uniform = tile.uniform && other.scale == job.scale && other.bias == job.bias;
+            tile.pixels += static_cast<int>(stretches[i].length);
         }
         tile.runs = runs.size();
         const std::int64_t columns = tile.merged ? 1 : spec_.x.kernel;
-        const auto pixels = static_cast<std::size_t>(tile.pixels);
-        runs.resize(tile.runs + static_cast<std::size_t>(spec_.y.kernel * columns) * pixels);
-        for (int j = 0; j < tile.pixels; ++j) {
-            const View<const float>& input = members[j].job->input;
-            const std::int64_t top = members[j].y * spec_.y.stride - spec_.y.padding;
-            const std::int64_t left = members[j].x * spec_.x.stride - spec_.x.padding;
-            const float** to = runs.data() + tile.runs + j;
-            for (std::int64_t ky = 0; ky < spec_.y.kernel; ++ky) {
-                const std::int64_t y = top + ky * spec_.y.dilation;
-                const bool row_exists = 0 <= y && y < input.height;
-                for (std::int64_t kx = 0; kx < columns; ++kx, to += pixels) {
-                    const std::int64_t x = left + kx * spec_.x.dilation;
-                    *to = row_exists && 0 <= x && x < input.width ? input.at(y, x) : zeros_.data();
+        runs.resize(tile.runs + static_cast<std::size_t>(spec_.y.kernel * columns * tile.pixels));
+        int j = 0;
+        for (int i = 0; i < count; ++i) {
+            plan_outputs(stretches[i], j, tile);
+            plan_inputs(stretches[i], columns, tile.pixels, runs.data() + tile.runs + j);
+            j += static_cast<int>(stretches[i].length);
+        }
+    }
+
+    void plan_outputs(const Stretch& stretch, int j, TilePlan& tile) const {
+        const ConvJob& job = *stretch.first.job;
+        const std::int64_t f = job.residual_factor;
+        const float lowest = job.activation == Activation::relu ? 0.0F : -std::numeric_limits<float>::infinity();
+        float* output = job.output.at(stretch.first.y, stretch.first.x);
+        for (std::int64_t i = 0; i < stretch.length; ++i, ++j, output += job.output.pixel_stride) {
+            tile.outputs[j] = output;
+            tile.scales[j] = job.scale;
+            tile.biases[j] = job.bias;
+            tile.lowest[j] = lowest;
+            tile.addends[j] = job.residual.data == nullptr
+                                  ? nullptr
+                                  : job.residual.at(stretch.first.y / f, (stretch.first.x + i) / f);
+        }
+    }
+
+    // Pointers of a stretch, `pixels` apart from one run to the next.
+    void plan_inputs(const Stretch& stretch, std::int64_t columns, std::int64_t pixels, const float** to) const {
+        const View<const float>& input = stretch.first.job->input;
+        const std::int64_t top = stretch.first.y * spec_.y.stride - spec_.y.padding;
+        const std::int64_t left = stretch.first.x * spec_.x.stride - spec_.x.padding;
+        const std::int64_t reach = (stretch.length - 1) * spec_.x.stride;
+        const std::int64_t step = spec_.x.stride * input.pixel_stride;
+        for (std::int64_t ky = 0; ky < spec_.y.kernel; ++ky) {
+            const std::int64_t y = top + ky * spec_.y.dilation;
+            const bool row_exists = 0 <= y && y < input.height;
+            for (std::int64_t kx = 0; kx < columns; ++kx, to += pixels) {
+                const std::int64_t x = left + kx * spec_.x.dilation;
+                if (row_exists && 0 <= x && x + reach < input.width) {
+                    const float* from = input.at(y, x);
+                    for (std::int64_t j = 0; j < stretch.length; ++j, from += step) to[j] = from;
+                    continue;
+                }
+                for (std::int64_t j = 0; j < stretch.length; ++j) {
+                    const std::int64_t column = x + j * spec_.x.stride;
+                    const bool exists = row_exists && 0 <= column && column < input.width;
+                    to[j] = exists ? input.at(y, column) : zeros_.data();
                 }
             }
         }
     }
 
     // Do the taps of a kernel row lie side by side in memory, all on the plane?
-    bool rows_are_runs(const Pixel& pixel) const {
+    bool rows_are_runs(const Stretch& stretch) const {
         if (spec_.x.kernel == 1) return true;
-        const View<const float>& input = pixel.job->input;
-        const std::int64_t left = pixel.x * spec_.x.stride - spec_.x.padding;
+        const View<const float>& input = stretch.first.job->input;
+        const std::int64_t left = stretch.first.x * spec_.x.stride - spec_.x.padding;
+        const std::int64_t reach = (stretch.length - 1) * spec_.x.stride + spec_.x.kernel;
         return spec_.groups == 1 && spec_.x.dilation == 1 && input.pixel_stride == input.channels && left >= 0 &&
-               left + spec_.x.kernel <= input.width;
+               left + reach <= input.width;
     }
 
     const ConvSpec& spec_;
@@ -257,8 +321,9 @@ class Conv {
     PanelLayout layout_;
     bool depthwise_;
     std::int64_t inputs_per_group_;
+    ConvShape conv_shape_;
     Pixels pixels_;
-    std::int64_t tiles_;
+    std::int64_t tiles_ = 0;
     std::vector<float> zeros_;
 };
 

@@ -10,15 +10,15 @@ namespace tracenet {
 ConvShape conv_shape(Isa isa) {
     switch (isa) {
         case Isa::avx512:
-            return {16, 32, 14};
+            return {{8, 16, 32}, 14};
         case Isa::avx2:
-            return {8, 16, 6};
+            return {{4, 8, 16}, 6};
         case Isa::neon:
-            return {4, 8, 12};
+            return {{4, 4, 8}, 12};
         case Isa::portable:
             break;
     }
-    return {4, 8, 6};
+    return {{4, 4, 8}, 6};
 }
 
 bool is_depthwise(const ConvSpec& spec) {
@@ -56,11 +56,20 @@ PanelLayout::PanelLayout(const ConvSpec& spec, Isa isa)
       groups_(depthwise_ ? 1 : spec.groups),
       outputs_(spec.out_channels / groups_),
       inputs_(spec.in_channels / spec.groups),
-      lanes_(conv_shape(isa).lanes),
-      width_(conv_shape(isa).panel),
+      shape_(conv_shape(isa)),
+      width_(shape_.widths[kPanelWidths - 1]),
       taps_(spec.y.kernel * spec.x.kernel * inputs_),
       panels_per_group_(ceil_div(outputs_, width_)),
-      group_elements_(ceil_div(outputs_, lanes_) * lanes_ * taps_) {}
+      group_elements_(0) {
+    const std::int64_t last = (panels_per_group_ - 1) * width_;
+    group_elements_ = (last + shape_.widths[kind_of(outputs_ - last)]) * taps_;
+}
+
+int PanelLayout::kind_of(std::int64_t channels) const {
+    int kind = 0;
+    while (kind + 1 < kPanelWidths && shape_.widths[kind] < channels) ++kind;
+    return kind;
+}
 
 PanelLayout::Panel PanelLayout::panel(std::int64_t index) const {
     const std::int64_t group = index / panels_per_group_;
@@ -69,7 +78,7 @@ PanelLayout::Panel PanelLayout::panel(std::int64_t index) const {
     panel.offset = group * group_elements_ + column * taps_;
     panel.first = group * outputs_ + column;
     panel.channels = std::min(width_, outputs_ - column);
-    panel.vectors = ceil_div(panel.channels, lanes_);
+    panel.kind = kind_of(panel.channels);
     panel.input = depthwise_ ? column : group * inputs_;
     return panel;
 }
@@ -87,7 +96,7 @@ void pack_conv(const ConvSpec& spec, Isa isa, const float* weights, float* packe
     const std::int64_t window = spec.y.kernel * spec.x.kernel;
     for (std::int64_t p = 0; p < layout.panels(); ++p) {
         const PanelLayout::Panel panel = layout.panel(p);
-        const std::int64_t width = panel.vectors * layout.lanes();
+        const std::int64_t width = layout.width(panel);
         float* to = packed + panel.offset;
         for (std::int64_t k = 0; k < window; ++k) {
             for (std::int64_t i = 0; i < inputs; ++i, to += width) {

@@ -5,7 +5,6 @@
 // A vector type V has Reg, kLanes and, with n < kLanes lanes in the partial ones:
 //     zero() set(float) load(const float*) load_partial(const float*, n) store(float*, Reg) store_partial(float*, n,
 //     Reg) fma(a, b, c) = a * b + c, rounded once; add(a, b); raise(x, low) = x < low ? low : x (NaN stays)
-//     prefetch(const float*)
 #pragma once
 
 #include <cstdint>
@@ -16,9 +15,14 @@ namespace tracenet {
 
 namespace {
 
+constexpr std::int64_t kLine = 16;  // floats of a cache line
+
+// Called once with sums that should stay in registers; a call would spill them.
+#define TRACENET_INLINE inline __attribute__((always_inline))
+
 // y = max(scale * sum + bias + addend, lowest)
 template <typename V, int kPixels, int kVectors>
-void finish(const ConvTile& tile, const typename V::Reg (&sums)[kPixels][kVectors]) {
+TRACENET_INLINE void finish(const ConvTile& tile, const typename V::Reg (&sums)[kPixels][kVectors]) {
     using Reg = typename V::Reg;
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
@@ -48,30 +52,64 @@ void finish(const ConvTile& tile, const typename V::Reg (&sums)[kPixels][kVector
     }
 }
 
+// Starts to fetch what finish() reads and writes of pixel j: by then it is there.
+template <typename V, int kVectors>
+TRACENET_INLINE void fetch_output(const ConvTile& tile, std::int64_t j) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+        if (tile.addends[j] != nullptr) __builtin_prefetch(tile.addends[j] + tile.first + v * V::kLanes);
+        __builtin_prefetch(tile.outputs[j] + tile.first + v * V::kLanes, 1);
+    }
+}
+
+// Channel i of a run: one input per pixel, times the panel's weights for it.
+template <typename V, int kPixels, int kVectors>
+TRACENET_INLINE void accumulate(const float* const (&runs)[kPixels], std::int64_t i, const float* weights,
+                                typename V::Reg (&sums)[kPixels][kVectors]) {
+    typename V::Reg w[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) w[v] = V::load(weights + v * V::kLanes);
+#pragma GCC unroll 14
+    for (int j = 0; j < kPixels; ++j) {
+        const typename V::Reg x = V::set(runs[j][i]);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sums[j][v] = V::fma(x, w[v], sums[j][v]);
+    }
+}
+
 template <typename V, int kPixels, int kVectors>
 void dense_tile(const ConvTile& tile) {
-    using Reg = typename V::Reg;
-    Reg sums[kPixels][kVectors];
+    constexpr std::int64_t kWidth = kVectors * V::kLanes;
+    typename V::Reg sums[kPixels][kVectors];
 #pragma GCC unroll 14
     for (int j = 0; j < kPixels; ++j) {
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) sums[j][v] = V::zero();
     }
     const float* weights = tile.weights;
+    const float* const* const next = tile.next_inputs;
     for (std::int64_t s = 0; s < tile.segments; ++s) {
         const float* runs[kPixels];
 #pragma GCC unroll 14
         for (int j = 0; j < kPixels; ++j) runs[j] = tile.inputs[s * kPixels + j] + tile.input_offset;
-        for (std::int64_t i = 0; i < tile.length; ++i) {
-            Reg w[kVectors];
-#pragma GCC unroll 2
-            for (int v = 0; v < kVectors; ++v) w[v] = V::load(weights + v * V::kLanes);
-            weights += kVectors * V::kLanes;
-#pragma GCC unroll 14
-            for (int j = 0; j < kPixels; ++j) {
-                const Reg x = V::set(runs[j][i]);
-#pragma GCC unroll 2
-                for (int v = 0; v < kVectors; ++v) sums[j][v] = V::fma(x, w[v], sums[j][v]);
+        std::int64_t i = 0;
+        // Prefetches are spread over the sums: many at once would hold up the loads behind them.
+        if (s == 0) {
+            for (; i < kPixels && i < tile.length; ++i, weights += kWidth) {
+                fetch_output<V, kVectors>(tile, i);
+                if (next != nullptr) __builtin_prefetch(next[i], 0, 2);
+                accumulate<V, kPixels, kVectors>(runs, i, weights, sums);
+            }
+        }
+        if (next == nullptr) {
+            for (; i < tile.length; ++i, weights += kWidth) {
+                accumulate<V, kPixels, kVectors>(runs, i, weights, sums);
+            }
+        } else {
+            for (; i < tile.length; ++i, weights += kWidth) {
+                const std::int64_t j = i % kLine;
+                if (j < kPixels) __builtin_prefetch(next[j] + (i - j), 0, 2);
+                accumulate<V, kPixels, kVectors>(runs, i, weights, sums);
             }
         }
     }
@@ -111,14 +149,15 @@ void depthwise_tile(const ConvTile& tile) {
 
 }  // namespace tracenet
 
-// Tables of kernels for tiles of 1 ... n pixels.
-#define TRACENET_CONV_1(kernel, V, j) {kernel<V, j, 1>, kernel<V, j, 2>}
-#define TRACENET_CONV_6(kernel, V)                                                               \
-    TRACENET_CONV_1(kernel, V, 1), TRACENET_CONV_1(kernel, V, 2), TRACENET_CONV_1(kernel, V, 3), \
-        TRACENET_CONV_1(kernel, V, 4), TRACENET_CONV_1(kernel, V, 5), TRACENET_CONV_1(kernel, V, 6)
-#define TRACENET_CONV_12(kernel, V)                                                                    \
-    TRACENET_CONV_6(kernel, V), TRACENET_CONV_1(kernel, V, 7), TRACENET_CONV_1(kernel, V, 8),          \
-        TRACENET_CONV_1(kernel, V, 9), TRACENET_CONV_1(kernel, V, 10), TRACENET_CONV_1(kernel, V, 11), \
-        TRACENET_CONV_1(kernel, V, 12)
-#define TRACENET_CONV_14(kernel, V) \
-    TRACENET_CONV_12(kernel, V), TRACENET_CONV_1(kernel, V, 13), TRACENET_CONV_1(kernel, V, 14)
+// Tables of kernels for tiles of 1 ... n pixels by half a vector (Half: a type of that many lanes, or V itself where
+// there is none), one vector, two.
+#define TRACENET_CONV_1(kernel, Half, V, j) {kernel<Half, j, 1>, kernel<V, j, 1>, kernel<V, j, 2>}
+#define TRACENET_CONV_6(kernel, Half, V)                                                                           \
+    TRACENET_CONV_1(kernel, Half, V, 1), TRACENET_CONV_1(kernel, Half, V, 2), TRACENET_CONV_1(kernel, Half, V, 3), \
+        TRACENET_CONV_1(kernel, Half, V, 4), TRACENET_CONV_1(kernel, Half, V, 5), TRACENET_CONV_1(kernel, Half, V, 6)
+#define TRACENET_CONV_12(kernel, Half, V)                                                                       \
+    TRACENET_CONV_6(kernel, Half, V), TRACENET_CONV_1(kernel, Half, V, 7), TRACENET_CONV_1(kernel, Half, V, 8), \
+        TRACENET_CONV_1(kernel, Half, V, 9), TRACENET_CONV_1(kernel, Half, V, 10),                              \
+        TRACENET_CONV_1(kernel, Half, V, 11), TRACENET_CONV_1(kernel, Half, V, 12)
+#define TRACENET_CONV_14(kernel, Half, V) \
+    TRACENET_CONV_12(kernel, Half, V), TRACENET_CONV_1(kernel, Half, V, 13), TRACENET_CONV_1(kernel, Half, V, 14)

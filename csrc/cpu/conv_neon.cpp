@@ -28,11 +28,11 @@ struct Neon {
     static Reg fma(Reg a, Reg b, Reg c) { return vfmaq_f32(c, a, b); }
     static Reg add(Reg a, Reg b) { return vaddq_f32(a, b); }
     static Reg raise(Reg x, Reg low) { return vbslq_f32(vcltq_f32(x, low), low, x); }
-    static void prefetch(const float* from) { __builtin_prefetch(from); }
 };
 
 }  // namespace
 
-const ConvKernels kConvKernelsNeon = {{TRACENET_CONV_12(dense_tile, Neon)}, {TRACENET_CONV_12(depthwise_tile, Neon)}};
+const ConvKernels kConvKernelsNeon = {{TRACENET_CONV_12(dense_tile, Neon, Neon)},
+                                      {TRACENET_CONV_12(depthwise_tile, Neon, Neon)}};
 
 }  // namespace tracenet

@@ -38,12 +38,11 @@ struct Scalar4 {
         for (int i = 0; i < kLanes; ++i) x.lane[i] = x.lane[i] < low.lane[i] ? low.lane[i] : x.lane[i];
         return x;
     }
-    static void prefetch(const float*) {}
 };
 
 }  // namespace
 
-const ConvKernels kConvKernelsPortable = {{TRACENET_CONV_6(dense_tile, Scalar4)},
-                                          {TRACENET_CONV_6(depthwise_tile, Scalar4)}};
+const ConvKernels kConvKernelsPortable = {{TRACENET_CONV_6(dense_tile, Scalar4, Scalar4)},
+                                          {TRACENET_CONV_6(depthwise_tile, Scalar4, Scalar4)}};
 
 }  // namespace tracenet

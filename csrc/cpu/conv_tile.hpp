@@ -14,9 +14,10 @@ struct ConvTile {
     const float* const* inputs;
     std::int64_t segments;
     std::int64_t length;
-    std::int64_t input_offset;    // added to every pointer: the first channel of the group
+    std::int64_t input_offset;  // added to every pointer: the first channel of the group
+    // [pixels], `length` channels each, to be fetched while this tile is computed; null: nothing.
+    const float* const* next_inputs;
     const float* weights;         // [segments][length][lanes of the panel]
-    const float* next_weights;    // what is read after this tile, to be fetched ahead; null: nothing
     std::int64_t first;           // of the output channels
     std::int64_t channels;        // of the panel that exist; lanes past them are neither read nor written
     float* const* outputs;        // [pixels], channel 0
@@ -30,20 +31,19 @@ struct ConvTile {
 using ConvTileKernel = void (*)(const ConvTile&);
 
 constexpr int kMaxTilePixels = 14;
-constexpr int kMaxPanelVectors = 2;
+constexpr int kPanelWidths = 3;
 
 // The widths that fix the packed layout.
 struct ConvShape {
-    std::int64_t lanes = 0;  // of a vector
-    std::int64_t panel = 0;  // output channels of a panel, kMaxPanelVectors vectors; a group's last one may be narrower
-    std::int64_t pixels = 0;  // of the largest tile
+    std::int64_t widths[kPanelWidths];  // output channels of a panel, rising; all but a group's last are the widest
+    std::int64_t pixels;                // of the largest tile
 };
 
-// [pixels - 1][vectors - 1]
+// [pixels - 1][which width]
 struct ConvKernels {
-    ConvTileKernel dense[kMaxTilePixels][kMaxPanelVectors];
+    ConvTileKernel dense[kMaxTilePixels][kPanelWidths];
     // One input channel per output channel: channels of a panel are read side by side. length == 1.
-    ConvTileKernel depthwise[kMaxTilePixels][kMaxPanelVectors];
+    ConvTileKernel depthwise[kMaxTilePixels][kPanelWidths];
 };
 
 extern const ConvKernels kConvKernelsPortable;

@@ -1,0 +1,1 @@
+"""Convolution kernels, layer by layer, at the windows of the standard request."""
