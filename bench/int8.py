@@ -1,12 +1,18 @@
 """8-bit convolutions against the fp32 ones: speed of single layers, and what they cost in masks.
 
     python -m bench.int8 layers --json bench/results/int8_layers.json
+    python -m bench.int8 network --json bench/results/int8_network.json
     python -m bench.int8 masks --photos DIR --annotations FILE \\
         --calibration-photos DIR --calibration-annotations FILE --json bench/results/int8_masks.json
 
 ``layers``: whole planes, uint8 in and out against fp32 in and out, both through the Python API with bias and ReLU, runs
 interleaved. The fp32 result is held against torch, the 8-bit one against the integer sums it must equal bit for bit; a
 layer that fails either reports no time.
+
+``network``: windows of a whole network in one call, the standard request (heads at the click, 32 x 32 cells of the
+mask) and everything, float image in and logits out, one session each, runs interleaved. The fp32 result is held against
+torch within 1e-4; windows in 8 bits must equal the full run in 8 bits bit for bit, and their distance from fp32 is
+reported. Ranges come from the image itself: they decide no time.
 
 ``masks``: the protocol of :mod:`tracenet.evaluation` on the network in fp32 and in 8 bits, both as full planes of the
 native runtime; boxes, choice of level and mask head are the same code, in fp32, and so are the clicks. Ranges are
@@ -18,22 +24,27 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from bench.report import environment
+from tracenet.checkpoint import bundled_checkpoint
+from tracenet.conventions import THETA
 from tracenet.data import CocoDataset
+from tracenet.demo import photo_path
 from tracenet.engine.lower import lower
 from tracenet.engine.program import Program
-from tracenet.engine.quantise import Calibration, quantise
+from tracenet.engine.quantise import Calibration, calibrate, quantise
 from tracenet.engine.schedule import Schedule
 from tracenet.engine.session import Session
 from tracenet.evaluation.protocol import ClickProtocol
@@ -41,7 +52,8 @@ from tracenet.evaluation.run import evaluate_dataset, file_hash, full_network_se
 from tracenet.files import save_json
 from tracenet.inference import PredictorSettings, fit_canvas, prepare_image
 from tracenet.models import TraceNet
-from tracenet.models.weights import bundled_checkpoint, load_checkpoint
+from tracenet.models.weights import load_checkpoint
+from tracenet.standard import standard_request
 from tracenet.traced import trace
 from tracenet_kernels import native
 from tracenet_kernels.threads import set_threads
@@ -144,7 +156,7 @@ class Pair:
         return relative, int((torch.from_numpy(self.y8) != self.expected8()).sum())
 
 
-def timed(call: Callable[[], None]) -> float:
+def timed(call: Callable[[], Any]) -> float:
     """Seconds."""
     start = time.perf_counter()
     call()
@@ -218,13 +230,145 @@ def show_layers(result: dict[str, Any]) -> None:
     Console(width=130, highlight=False).print(table)
 
 
+LEVELS = ((3, 5), (3, 7))
+Request = dict[int | str, Window]
+
+
+class Both:
+    """One network in both precisions, with an image set."""
+
+    def __init__(self, size: tuple[int, int], threads: int) -> None:
+        width, height = size
+        self.model, _ = load_checkpoint(bundled_checkpoint())
+        photo = Image.open(photo_path("coffee")).convert("RGB").resize(size)
+        canvas = fit_canvas(width, height, max(size))
+        image = torch.from_numpy(prepare_image(photo, canvas, self.model.config))
+        self.inputs = (
+            image,
+            0.1 * torch.randn(1, THETA),
+            torch.tensor([[width / 2, height / 2]]),
+            torch.tensor([64.0]),
+        )
+        self.traced = trace(self.model, self.inputs)
+        schedule = lower(self.traced.graph)
+        eight_bits = quantise(schedule, calibrate(schedule, [self.inputs]))
+        self.sessions = {
+            name: Session(Program(one), threads) for name, one in (("fp32", schedule), ("int8", eight_bits))
+        }
+        for session in self.sessions.values():
+            session.set_planar(0, image)
+        self.parameters = {i: value.numpy().reshape(-1) for i, value in enumerate(self.inputs) if i}
+
+    def run(self, name: str, request: Request) -> Any:
+        """Windows by name, and what the run reports."""
+        return self.sessions[name].run(request, self.parameters)
+
+    def errors(self, request: Request, full8: dict[Any, Any]) -> dict[str, Any]:
+        """fp32 against torch, 8-bit windows against the full run, and 8 bits against fp32 per kind of output."""
+        reference = self.traced.run(self.inputs, self.traced.plan(request), backend="torch")
+        real, eight = (self.run(name, request).outputs for name in ("fp32", "int8"))
+        worst = max(
+            float((torch.from_numpy(real[name]) - value).abs().max() / value.abs().max().clamp(min=1e-6))
+            for name, value in reference.items()
+        )
+        same = all(
+            np.array_equal(eight[name], full8[name][..., window.y0 : window.y1, window.x0 : window.x1])
+            for name, window in request.items()
+        )
+        kinds: dict[str, list[float]] = {}
+        for name in request:
+            distance = float(np.linalg.norm(eight[name] - real[name])) / max(float(np.linalg.norm(real[name])), 1e-6)
+            kinds.setdefault(str(name).rstrip("34567"), []).append(distance)
+        distances = {kind: max(values) for kind, values in kinds.items()}
+        return {"fp32_max_rel_error": worst, "int8_windows_exact": same, "int8_relative_distance": distances}
+
+
+def network(seconds: float, threads: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Measure the standard requests and the whole network."""
+    set_threads(threads)
+    torch.manual_seed(0)
+    both = Both(size, threads)
+    click = (size[0] / 2, size[1] / 2)
+    requests: dict[str, Request] = {
+        f"P{first}-P{last} at the click": standard_request(both.model.config, size, click, (first, last), 32)
+        for first, last in LEVELS
+    }
+    planes = both.sessions["fp32"].program.schedule
+    named = {name for request in requests.values() for name in request}
+    requests["everything"] = {
+        name: Window.full(planes.planes[number].height, planes.planes[number].width)
+        for name, number in planes.outputs.items()
+        if name in named
+    }
+    full8 = both.run("int8", requests["everything"]).outputs
+    cases = []
+    for label, request in requests.items():
+        case: dict[str, Any] = {"request": label, **both.errors(request, full8)}
+        cases.append(case)
+        if case["fp32_max_rel_error"] > TOLERANCE or not case["int8_windows_exact"]:
+            continue
+        times: dict[str, list[float]] = {"fp32": [], "int8": []}
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(times["int8"]) < 5:
+            for name, all_times in times.items():
+                all_times.append(timed(partial(both.run, name, request)))
+        for name, all_times in times.items():
+            report = both.run(name, request)
+            case["macs"] = report.macs
+            case[name] = {
+                "ms_min": min(all_times) * 1e3,
+                "ms_median": statistics.median(all_times) * 1e3,
+                "gops": 2 * report.macs / min(all_times) / 1e9,
+                "peak_mib": report.peak_bytes / 2**20,
+            }
+        case["runs"] = len(times["int8"])
+        case["speed_up"] = case["fp32"]["ms_min"] / case["int8"]["ms_min"]
+        case["speed_up_median"] = case["fp32"]["ms_median"] / case["int8"]["ms_median"]
+    extension = native.require()
+    return {
+        **environment(),
+        "threads": threads,
+        "isa": extension.active_isa(),
+        "int8_kernel": extension.active_int8_kernel(),
+        "size": list(size),
+        "cases": cases,
+    }
+
+
+def show_network(result: dict[str, Any]) -> None:
+    """Print the result as a table."""
+    size = "x".join(map(str, result["size"]))
+    table = Table(title=f"{result['device']}, {result['threads']} threads, {size}, {result['commit']}")
+    for name in ("request", "GMACs", "fp32 ms", "int8 ms", "GFLOP/s", "GOP/s", "speed-up", "(medians)", "MiB", "MiB"):
+        table.add_column(name, justify="left" if name == "request" else "right")
+    for case in result["cases"]:
+        if "int8" not in case:
+            table.add_row(case["request"], "wrong")
+            continue
+        real, eight = case["fp32"], case["int8"]
+        numbers = (case["macs"] / 1e9, real["ms_min"], eight["ms_min"])
+        rest = (real["gops"], eight["gops"])
+        ratios = (case["speed_up"], case["speed_up_median"])
+        table.add_row(
+            case["request"],
+            *(f"{value:.1f}" for value in numbers),
+            *(f"{value:.0f}" for value in rest),
+            *(f"{value:.2f}" for value in ratios),
+            f"{real['peak_mib']:.0f}",
+            f"{eight['peak_mib']:.0f}",
+        )
+    Console(width=130, highlight=False).print(table)
+
+
 class FullPlanes:
     """A network whose full planes the native runtime computes; in all else the model itself."""
 
     def __init__(self, model: TraceNet, program: Program) -> None:
         self._model, self._program = model, program
         heads = ("logits", "ctr", "level", "theta", "reg", "maskfeat")
-        self._request = {name: None for name in program.schedule.outputs if name.startswith(heads)}
+        self._request: dict[int | str, Window | Sequence[int] | None] = {
+            name: None for name in program.schedule.outputs if name.startswith(heads)
+        }
         self.seconds = 0.0
 
     def __getattr__(self, name: str) -> Any:
@@ -239,7 +383,9 @@ class FullPlanes:
         return {str(name): torch.from_numpy(value) for name, value in outputs.items()}
 
 
-def calibrated(schedule: Schedule, model: TraceNet, settings: PredictorSettings, photos: CocoDataset, count: int):
+def calibrated(
+    schedule: Schedule, model: TraceNet, settings: PredictorSettings, photos: CocoDataset, count: int
+) -> tuple[Schedule, list[str]]:
     """The schedule in 8 bits, by the first ``count`` photos that have objects, and their file names."""
     program = Program(schedule)
     calibration = Calibration()
@@ -247,7 +393,8 @@ def calibrated(schedule: Schedule, model: TraceNet, settings: PredictorSettings,
     records = [record for record in photos.records if record.instances][:count]
     for record in track(records, "calibration", console=Console(stderr=True)):
         photo = photos.image(record)
-        image = prepare_image(photo, fit_canvas(photo.width, photo.height, settings.working_size), model.config)
+        canvas = fit_canvas(photo.width, photo.height, settings.working_size)
+        image = torch.from_numpy(prepare_image(photo, canvas, model.config))
         sized = replace(program.at_size(*image.shape[2:]).schedule, tensors=schedule.tensors)
         calibration.add(sized, (image,))
         names.append(record.path.name)
@@ -309,6 +456,11 @@ def main() -> None:
     command.add_argument("--json", type=Path, default=None, help="file to write")
     command.add_argument("--seconds", type=float, default=1.0, help="per layer")
     command.add_argument("--threads", type=int, default=1)
+    command = commands.add_parser("network", help="speed of a whole network on windows")
+    command.add_argument("--json", type=Path, default=None, help="file to write")
+    command.add_argument("--seconds", type=float, default=10.0, help="per request")
+    command.add_argument("--threads", type=int, default=1)
+    command.add_argument("--size", type=int, nargs=2, default=(1024, 768), metavar=("WIDTH", "HEIGHT"))
     command = commands.add_parser("masks", help="what 8 bits cost in masks")
     command.add_argument("--json", type=Path, default=None, help="file to write")
     command.add_argument("--photos", type=Path, required=True, help="folder to evaluate on")
@@ -323,6 +475,9 @@ def main() -> None:
     if options.command == "layers":
         result = layers(options.seconds, options.threads)
         show_layers(result)
+    elif options.command == "network":
+        result = network(options.seconds, options.threads, tuple(options.size))
+        show_network(result)
     else:
         result = masks(options)
         show_masks(result)
