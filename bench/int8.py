@@ -44,7 +44,7 @@ from tracenet.data import CocoDataset
 from tracenet.demo import photo_path
 from tracenet.engine.lower import lower
 from tracenet.engine.program import Program
-from tracenet.engine.quantise import Calibration, calibrate, quantise
+from tracenet.engine.quantise import Calibration, Range, calibrate, quantise, save_ranges
 from tracenet.engine.schedule import Schedule
 from tracenet.engine.session import Session
 from tracenet.evaluation.protocol import ClickProtocol
@@ -385,8 +385,8 @@ class FullPlanes:
 
 def calibrated(
     schedule: Schedule, model: TraceNet, settings: PredictorSettings, photos: CocoDataset, count: int
-) -> tuple[Schedule, list[str]]:
-    """The schedule in 8 bits, by the first ``count`` photos that have objects, and their file names."""
+) -> tuple[dict[str, Range], list[str]]:
+    """Ranges of the first ``count`` photos that have objects, and the photos' file names."""
     program = Program(schedule)
     calibration = Calibration()
     names = []
@@ -398,7 +398,7 @@ def calibrated(
         sized = replace(program.at_size(*image.shape[2:]).schedule, tensors=schedule.tensors)
         calibration.add(sized, (image,))
         names.append(record.path.name)
-    return quantise(schedule, calibration.ranges()), names
+    return calibration.ranges(), names
 
 
 def masks(options: argparse.Namespace) -> dict[str, Any]:
@@ -407,7 +407,10 @@ def masks(options: argparse.Namespace) -> dict[str, Any]:
     settings = replace(info.predictor, zoom="off")
     schedule = lower(trace(model, (torch.zeros(1, 3, 480, 640),)).graph)
     training = CocoDataset(options.calibration_photos, options.calibration_annotations, on_error="skip")
-    eight_bits, names = calibrated(schedule, model, settings, training, options.calibration_count)
+    ranges, names = calibrated(schedule, model, settings, training, options.calibration_count)
+    if options.ranges is not None:
+        save_ranges(ranges, options.ranges)
+    eight_bits = quantise(schedule, ranges)
     protocol = ClickProtocol(clicks=options.clicks)
     result: dict[str, Any] = {
         **environment(),
@@ -468,6 +471,7 @@ def main() -> None:
     command.add_argument("--calibration-photos", type=Path, required=True, help="folder of other photos")
     command.add_argument("--calibration-annotations", type=Path, required=True)
     command.add_argument("--calibration-count", type=int, default=32)
+    command.add_argument("--ranges", type=Path, default=None, help="file to write the calibrated ranges to")
     command.add_argument("--checkpoint", type=Path, default=None, help="default: the bundled one")
     command.add_argument("--clicks", type=int, default=25, help="simulated clicks per object")
     command.add_argument("--limit", type=int, default=None, help="only the first so many images")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import tracenet
 from tests.engine.networks import randomised, tracenet_inputs, tracenet_model
 from tracenet.engine.lower import lower
-from tracenet.engine.quantise import Calibration, Histogram, Range, calibrate, quantise
+from tracenet.engine.quantise import Calibration, Histogram, Range, calibrate, load_ranges, quantise, save_ranges
 from tracenet.engine.reference import run_schedule
 from tracenet.engine.schedule import Schedule
 from tracenet_kernels import native
@@ -202,6 +203,18 @@ def test_calibration_at_several_sizes(chain: tuple[Schedule, dict[str, Range]]) 
     assert calibration.samples == 2
     assert small.keys() == large.keys()
     assert all(large[name].high > 2 * small[name].high for name in small)
+
+
+def test_ranges_as_a_file(chain: tuple[Schedule, dict[str, Range]], tmp_path: Path) -> None:
+    _, ranges = chain
+    save_ranges(ranges, tmp_path / "ranges.json")
+    assert load_ranges(tmp_path / "ranges.json") == ranges
+    for text in ("", "[1]", '{"a": 1}', '{"a": ["x", 1]}', '{"a": [1, 2, 3]}'):
+        (tmp_path / "wrong.json").write_text(text)
+        with pytest.raises(InputError, match="holds no ranges"):
+            load_ranges(tmp_path / "wrong.json")
+    with pytest.raises(InputError, match="holds no ranges"):
+        load_ranges(tmp_path / "absent.json")
 
 
 def test_bad_ranges_are_input_errors(chain: tuple[Schedule, dict[str, Range]]) -> None:

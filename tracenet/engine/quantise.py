@@ -7,8 +7,10 @@ to an input size: planes have the same names at every size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from tracenet.engine.reference import External, run_schedule
 from tracenet.engine.schedule import Plane, Schedule, Step
+from tracenet.files import save_json
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.windowed_int8 import MOST_TERMS, Quantisation
 
@@ -81,7 +84,7 @@ class Histogram:
         best = Range(self.low, self.high)
         for _ in range(2):
             for end in ("low", "high"):
-                candidates = [replace(best, **{end: share * getattr(self, end)}) for share in shares]
+                candidates = [replace(best, **{end: float(share) * getattr(self, end)}) for share in shares]
                 best = min(candidates, key=lambda candidate: _squared_error(centres, counts, candidate))
         return best
 
@@ -129,6 +132,24 @@ class Calibration:
         if not self.samples:
             raise InputError("there are no samples to calibrate on; add the inputs of some images")
         return {name: histogram.range() for name, histogram in self._histograms.items()}
+
+
+def save_ranges(ranges: Mapping[str, Range], path: Path) -> None:
+    """Write ranges as JSON, plane name -> [low, high]."""
+    save_json({name: [one.low, one.high] for name, one in ranges.items()}, path)
+
+
+def load_ranges(path: Path) -> dict[str, Range]:
+    """What :func:`save_ranges` wrote.
+
+    Raises:
+        InputError: the file cannot be read or holds something else.
+    """
+    try:
+        pairs = json.loads(path.read_text())
+        return {name: Range(float(low), float(high)) for name, (low, high) in pairs.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} holds no ranges ({error}); pass what save_ranges wrote") from error
 
 
 def calibrate(
