@@ -42,10 +42,6 @@ Block::Block(std::size_t bytes, bool reserve_only) {
     if (memory == MAP_FAILED) throw std::bad_alloc();
     data_ = static_cast<std::uint8_t*>(memory);
     bytes_ = bytes;
-#ifdef MADV_HUGEPAGE
-    // The workspace is written whole. A reserved plane is not: huge pages would commit what no window asked for.
-    if (!reserve_only) madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
 }
 
 Block::~Block() {
