@@ -10,7 +10,7 @@ namespace tracenet {
 ConvShape conv_shape(Isa isa) {
     switch (isa) {
         case Isa::avx512:
-            return {{8, 16, 32}, 14};
+            return {{8, 16, 32}, 11};
         case Isa::avx2:
             return {{4, 8, 16}, 6};
         case Isa::neon:

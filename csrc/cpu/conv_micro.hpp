@@ -34,7 +34,7 @@ TRACENET_INLINE void finish(const ConvTile& tile, const typename V::Reg (&sums)[
         };
         Reg scale = tile.scales[0] != nullptr ? read(tile.scales[0]) : V::set(1.0F);
         Reg bias = tile.biases[0] != nullptr ? read(tile.biases[0]) : V::zero();
-#pragma GCC unroll 14
+#pragma GCC unroll 12
         for (int j = 0; j < kPixels; ++j) {
             if (!tile.uniform) {
                 scale = tile.scales[j] != nullptr ? read(tile.scales[j]) : V::set(1.0F);
@@ -69,7 +69,7 @@ TRACENET_INLINE void accumulate(const float* const (&runs)[kPixels], std::int64_
     typename V::Reg w[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) w[v] = V::load(weights + v * V::kLanes);
-#pragma GCC unroll 14
+#pragma GCC unroll 12
     for (int j = 0; j < kPixels; ++j) {
         const typename V::Reg x = V::set(runs[j][i]);
 #pragma GCC unroll 2
@@ -81,7 +81,7 @@ template <typename V, int kPixels, int kVectors>
 void dense_tile(const ConvTile& tile) {
     constexpr std::int64_t kWidth = kVectors * V::kLanes;
     typename V::Reg sums[kPixels][kVectors];
-#pragma GCC unroll 14
+#pragma GCC unroll 12
     for (int j = 0; j < kPixels; ++j) {
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) sums[j][v] = V::zero();
@@ -90,7 +90,7 @@ void dense_tile(const ConvTile& tile) {
     const float* const* const next = tile.next_inputs;
     for (std::int64_t s = 0; s < tile.segments; ++s) {
         const float* runs[kPixels];
-#pragma GCC unroll 14
+#pragma GCC unroll 12
         for (int j = 0; j < kPixels; ++j) runs[j] = tile.inputs[s * kPixels + j] + tile.input_offset;
         std::int64_t i = 0;
         // Prefetches are spread over the sums: many at once would hold up the loads behind them.
@@ -120,7 +120,7 @@ template <typename V, int kPixels, int kVectors>
 void depthwise_tile(const ConvTile& tile) {
     using Reg = typename V::Reg;
     Reg sums[kPixels][kVectors];
-#pragma GCC unroll 14
+#pragma GCC unroll 12
     for (int j = 0; j < kPixels; ++j) {
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) sums[j][v] = V::zero();
@@ -133,7 +133,7 @@ void depthwise_tile(const ConvTile& tile) {
             const Reg w = V::load(weights + v * V::kLanes);
             const std::int64_t first = tile.input_offset + v * V::kLanes;
             const std::int64_t rest = tile.channels - v * V::kLanes;
-#pragma GCC unroll 14
+#pragma GCC unroll 12
             for (int j = 0; j < kPixels; ++j) {
                 const Reg x = rest >= V::kLanes ? V::load(runs[j] + first) : V::load_partial(runs[j] + first, rest);
                 sums[j][v] = V::fma(x, w, sums[j][v]);
@@ -159,5 +159,3 @@ void depthwise_tile(const ConvTile& tile) {
     TRACENET_CONV_6(kernel, Half, V), TRACENET_CONV_1(kernel, Half, V, 7), TRACENET_CONV_1(kernel, Half, V, 8), \
         TRACENET_CONV_1(kernel, Half, V, 9), TRACENET_CONV_1(kernel, Half, V, 10),                              \
         TRACENET_CONV_1(kernel, Half, V, 11), TRACENET_CONV_1(kernel, Half, V, 12)
-#define TRACENET_CONV_14(kernel, Half, V) \
-    TRACENET_CONV_12(kernel, Half, V), TRACENET_CONV_1(kernel, Half, V, 13), TRACENET_CONV_1(kernel, Half, V, 14)

@@ -30,7 +30,7 @@ struct ConvTile {
 
 using ConvTileKernel = void (*)(const ConvTile&);
 
-constexpr int kMaxTilePixels = 14;
+constexpr int kMaxTilePixels = 12;
 constexpr int kPanelWidths = 3;
 
 // The widths that fix the packed layout.
