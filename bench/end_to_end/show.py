@@ -7,6 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+BUSY = 1.25
+"""Spread of the SGEMM rate within one run above which the machine counts as busy."""
+
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print everything that was measured."""
@@ -52,6 +55,9 @@ def _peers_line(report: dict[str, Any], size: dict[str, Any]) -> str:
     peers = size["peers"]
     shares = ", ".join(f"{name} {_number(peer['sgemm_share'], '.0%') or 'wrong'}" for name, peer in peers.items())
     flag = " (ONNX Runtime is slow here: ratios against it flatter)" if size["slow_peer"] else ""
+    low, high = size["sgemm_spread"]
+    if high > BUSY * low:
+        flag += f" (it varied by {high / low - 1:.0%}: the machine was not idle)"
     settings = report["settings"]
     rate = 2 * size["sgemm_macs_per_second"] / 1e9
     return (
