@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import tracenet
 from bench.crop_pad import randomise_statistics
 from bench.peers.onnx_network import to_onnx
+from tracenet.conventions import THETA
 from tracenet.models import TraceNet
-from tracenet.models.heads import THETA
 from tracenet.rft.trace import Plan
 from tracenet.standard import Size, standard_request
 from tracenet_kernels.window import Window

@@ -62,16 +62,16 @@ class Options:
     backend: str = "native"
     sizes: tuple[SizeRun, ...] = (
         SizeRun((1024, 768), 4, 5),
-        SizeRun((640, 480), 2, 7),
+        SizeRun((640, 480), 2, 5),
         SizeRun((2048, 1536), 2, 3, every=2),
     )
     threads: int = 2
     model: Mapping[str, Any] = field(default_factory=dict)
-    setting_rounds: int = 3
+    setting_rounds: int = 2
     pairs: int = 50
     cold_starts: int = 5
     photo_repeats: int = 5
-    kernel_rounds: int = 7
+    kernel_rounds: int = 5
 
 
 def quick(backend: str, threads: int) -> Options:
