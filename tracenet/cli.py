@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from tracenet_kernels.errors import InputError, TraceNetError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
 
 app = typer.Typer(
     name="tracenet",
@@ -21,8 +23,6 @@ app = typer.Typer(
 )
 # Click's classes; typer keeps them in a module of its own or in click's, depending on its version.
 _UsageError, _ClickError = cast("tuple[type[Any], type[Any]]", typer.BadParameter.__mro__[1:3])
-
-_out = Console(width=140 if not sys.stdout.isatty() else None, highlight=False)
 
 Levels = Annotated[str, typer.Option(help="Pyramid levels asked at the click, first-last within 3-7.", metavar="A-B")]
 Click = Annotated[str, typer.Option(help="Clicked pixel.", metavar="X,Y")]
@@ -109,7 +109,7 @@ def segment(
         ),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file (default: the bundled one).")] = None,
-    backend: Annotated[str, typer.Option(help="auto or torch.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, native or torch.")] = "auto",
     overlay: Annotated[Path | None, typer.Option(help="Also write the photo with the mask over it.")] = None,
     windows: Annotated[Path | None, typer.Option(help="Also write the traced windows of each layer.")] = None,
     as_json: Json = False,
@@ -252,7 +252,7 @@ def evaluate(
             return
         if json_path is not None:
             finish(done, json_path)
-        _out.print(tables(done.report))
+        _print(tables(done.report))
         if figures is not None:
             draw_figures(figures, done, dataset, protocol, tolerance)
 
@@ -334,18 +334,26 @@ def costs(
     if as_json:
         print(json.dumps(data))
         return
-    _out.print(_costs(f"{size}, {classes} classes, CondInst mask branch, centre click", data["rows"]))
+    _print(_costs(f"{size}, {classes} classes, CondInst mask branch, centre click", data["rows"]))
     near = data["nearest"]
-    _out.print(
+    _print(
         _costs(f"{near['size'][0]}x{near['size'][1]}, stride in the 1x1, no mask branch, centre click", near["rows"])
     )
-    _out.print(
+    _print(
         "The paper states its figures for 1024x768; FullNet's cannot be counted at that size and agree with 800x528. "
         "GMACs are multiply-adds; the paper prints them as FLOPs."
     )
 
 
+def _print(what: RenderableType) -> None:
+    from rich.console import Console
+
+    Console(width=140 if not sys.stdout.isatty() else None, highlight=False).print(what)
+
+
 def _costs(title: str, rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for name in ("network", "levels", "mask cells", "GMACs", "of full", "paper's GFLOPs"):
         table.add_column(name, justify="left" if name == "network" else "right")

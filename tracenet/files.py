@@ -72,7 +72,8 @@ def check_picture_target(path: str | Path) -> str:
         InputError: Pillow cannot write that format, or no file can be written there.
     """
     suffix = Path(path).suffix.lower() or ".png"
-    kind = Image.registered_extensions().get(suffix)
+    Image.preinit()  # the usual formats; all others are only loaded for the sake of an unusual suffix
+    kind = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix)
     if kind is None or kind not in Image.SAVE:
         raise InputError(f"{path}: pictures cannot be written as {suffix!r}; use .png or .jpg")
     check_target(path)

@@ -378,7 +378,7 @@ def box_window(box: Floats, click: Floats, canvas: Canvas, settings: PredictorSe
     height, width = half_size(canvas)
     if settings.mask_window == "full":
         return Window.full(height, width)
-    x0, y0, x1, y1 = np.nan_to_num(box, nan=0.0, posinf=1e9, neginf=-1e9).tolist()
+    x0, y0, x1, y1 = (0.0 if math.isnan(v) else min(max(v, -1e9), 1e9) for v in box.tolist())
     grow_x = (x1 - x0) * settings.mask_margin + settings.mask_margin_pixels
     grow_y = (y1 - y0) * settings.mask_margin + settings.mask_margin_pixels
     x, y = (int(v // HALF) for v in click.tolist())

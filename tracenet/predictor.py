@@ -28,8 +28,9 @@ from tracenet.image_io import as_image
 from tracenet.inference import Canvas, Floats, PredictorSettings
 from tracenet.points import check_points
 from tracenet.resize import ResizedPhoto
-from tracenet.sessions import Parameters, PhasePlan, Session, choose_backend, open_network
+from tracenet.sessions import Parameters, PhasePlan, Session, open_network
 from tracenet.zoom import Scale, photo_scales, prepare_scale, rank_candidates, settle, zoom_settings
+from tracenet_kernels.backends import choose
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.window import Window, hull
 
@@ -105,7 +106,8 @@ class Predictor:
             :class:`tracenet.checkpoint.Checkpoint`, of which only what the backend needs is loaded.
         settings: how the checkpoint wants to be used (working size, levels, mask window); by default those of
             :class:`PredictorSettings`, with the level choice that the model's heads allow.
-        backend: ``"auto"`` or ``"torch"`` (crop-and-pad).
+        backend: ``"native"`` (C++ kernels, fp32, no PyTorch once a checkpoint's program is cached), ``"torch"``
+            (crop-and-pad), or ``"auto"``: native where it is built and fits the model, else torch.
         keep_features: keep block outputs and pyramid windows between clicks of one image.
         max_kept_bytes: bound on what is kept, at all scales together.
 
@@ -164,7 +166,7 @@ class Predictor:
         if not isinstance(name_or_path, (str, os.PathLike, type(None))):
             raise InputError(f"from_pretrained got a {type(name_or_path).__name__}; pass a name or the path of a file")
         bundled = name_or_path is None or str(name_or_path) == Path(BUNDLED).stem
-        choose_backend(backend)  # a wrong name is refused before anything is read
+        choose(backend)  # a wrong name is refused before anything is read
         checkpoint = Checkpoint(bundled_checkpoint() if bundled else Path(str(name_or_path)))
         return cls(checkpoint, checkpoint.info.predictor, backend, **options)
 
@@ -398,19 +400,20 @@ class Predictor:
         asked = range(settings.levels[0], settings.levels[1] + 1)
         cells = {level: inference.cells_of(clicks, level) for level in asked}
         groups = {level: group_cells(at) for level, at in cells.items()}
-        values = {
-            name: [np.full((len(clicks), c), math.nan, np.float32) for _ in LEVELS] for name, c in channels.items()
-        }
+        found = np.full((len(LEVELS), len(clicks), sum(channels.values())), math.nan, np.float32)
+        parts = np.split(found, np.cumsum(list(channels.values()))[:-1], axis=2)
+        values = {name: list(part) for name, part in zip(channels, parts, strict=True)}  # name -> five [N, c]
         for step in range(max(map(len, groups.values()))):
-            windows = {level: found[step][0] for level, found in groups.items() if step < len(found)}
+            windows = {level: several[step][0] for level, several in groups.items() if step < len(several)}
             request = {f"{name}{level}": window for level, window in windows.items() for name in channels}
             plan, outputs = self._run(view, request, None, done)
             done.locate.append(plan)
             for level, window in windows.items():
-                members = groups[level][step][1]
+                members, row = groups[level][step][1], level - LEVELS[0]
                 y, x = (cells[level][members] - (window.y0, window.x0)).T
                 for name in channels:
-                    values[name][level - LEVELS[0]][members] = outputs[f"{name}{level}"][0][:, y, x].T
+                    plane = outputs[f"{name}{level}"][0]
+                    values[name][row][members] = plane[:, 0, 0] if window.area == 1 else plane[:, y, x].T
         predictions = inference.gather_predictions(values, clicks, self.config.anchor_offset)
         return _Located(view, clicks, predictions)
 

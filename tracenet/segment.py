@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tracenet import pictures
 from tracenet.files import check_picture_target, save_pictures
 from tracenet.image_io import load_image
 from tracenet.predictor import Predictor
@@ -51,6 +50,8 @@ def segment_photo(
     written = {Path(output): Image.fromarray(masks[0].astype(np.uint8) * 255)}
     box = [round(float(v), 2) for v in predictor.last_boxes[0]]
     if overlay_path is not None:
+        from tracenet import pictures  # fonts and drawing are not needed for a mask alone
+
         written[Path(overlay_path)] = pictures.overlay(photo, masks[0], [click], box)
     if windows_path is not None:
         written[Path(windows_path)] = windows_of(predictor, photo, click)
@@ -85,6 +86,8 @@ def _check_paths(image: str | Path, *outputs: str | Path | None) -> None:
 
 def windows_of(predictor: Predictor, photo: Image.Image, click: tuple[float, float]) -> Image.Image:
     """Picture of the windows that the predictor's last click computed at the scale that answered, layer by layer."""
+    from tracenet import pictures
+
     plan, canvas = predictor.last_plan, predictor.last_scale.canvas
     assert plan is not None
     working = Image.new("RGB", (canvas.padded_width, canvas.padded_height), (124, 117, 104))

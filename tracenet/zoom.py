@@ -103,7 +103,7 @@ def zoom_settings(
     zoomed = not (isinstance(zoom, str) and zoom == "off")
     if levels is None:
         levels = settings.zoom_levels if zoomed else settings.levels
-    return zoomed, replace(settings, levels=levels)
+    return zoomed, settings if levels == settings.levels else replace(settings, levels=levels)
 
 
 def _impossible(canvas: Canvas, whole: Canvas) -> str | None:

@@ -1,38 +1,64 @@
-"""The choice of a backend."""
+"""The choice of a backend for the predictor."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tracenet.checkpoint import Checkpoint
 from tracenet.sessions.base import Network
-from tracenet_kernels.errors import BackendError
+from tracenet_kernels.backends import choose
 
 if TYPE_CHECKING:
-    from tracenet.checkpoint import Checkpoint
+    from tracenet.config import TraceNetConfig
+    from tracenet.engine.program import Program
     from tracenet.models import TraceNet
-
-BACKENDS = ("auto", "torch")
-
-
-def choose_backend(backend: str) -> str:
-    """The backend that a name asks for.
-
-    Raises:
-        BackendError: no backend has that name.
-    """
-    if backend not in BACKENDS:
-        raise BackendError(f"backend {backend!r} is not available; choose one of {BACKENDS}")
-    return "torch"
 
 
 def open_network(source: TraceNet | Checkpoint, backend: str) -> Network:
     """The network of a model, or of an opened checkpoint, on a backend.
 
+    Args:
+        backend: ``"native"``, ``"torch"``, or ``"auto"``: native where it is available and fits.
+
     Raises:
-        BackendError: the backend is not available.
+        BackendError: the backend is not known, not available or does not fit the model.
     """
-    choose_backend(backend)
-    from tracenet.checkpoint import Checkpoint
+    obstacle = _config_obstacle(source.config)
+    program: Program | None = None
+    if choose(backend, {"native": obstacle}) == "native":
+        program, obstacle = _open_program(source)
+        if choose(backend, {"native": obstacle}) == "native":
+            from tracenet.sessions.native_session import NativeNetwork
+
+            assert program is not None
+            return NativeNetwork(program, source.config)
     from tracenet.sessions.torch_session import TorchNetwork
 
     return TorchNetwork(source.model if isinstance(source, Checkpoint) else source)
+
+
+def _config_obstacle(config: TraceNetConfig) -> str:
+    """Why no kernel runs an architecture, as a clause; an empty string where nothing speaks against it."""
+    if "gn" in (config.tower_norm, config.mask_norm):
+        return "GroupNorm reads whole planes and has no kernel"
+    return ""
+
+
+def _open_program(source: TraceNet | Checkpoint) -> tuple[Program | None, str]:
+    """The program, from the cache where a checkpoint has one there; or None and why there is none."""
+    if isinstance(source, Checkpoint):
+        from tracenet.program_cache import cached_program
+
+        program = cached_program(source)
+    else:
+        from tracenet.sessions.native_program import build_program, model_obstacle
+
+        if obstacle := model_obstacle(source):
+            return None, obstacle
+        program = build_program(source)
+    return program, _external(program)
+
+
+def _external(program: Program) -> str:
+    steps = [step.name for step in program.schedule.steps if step.op == "external"]
+    return f"no kernel computes {steps[0]}" if steps else ""
