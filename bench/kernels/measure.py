@@ -1,8 +1,8 @@
 """Time every layer beside SGEMM and memory bandwidth, interleaved in one run.
 
 A network runs a layer on inputs that the layer before has just written and on weights that have left the caches since
-the last image. So do these measurements: rounds over all layers, each with its own weights, every input rewritten just
-before its layer runs.
+the last image, and its threads are awake. So do these measurements: rounds over all layers, each with its own weights,
+every input rewritten just before its layer runs, and a small convolution in between that wakes the threads.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bench.kernels.layers import Layer
 from tracenet_kernels.testing import errors
+from tracenet_kernels.window import Window
 from tracenet_kernels.windowed import ConvJob, PackedConv, prepare
 
 TOLERANCE = 1e-4
@@ -115,6 +116,13 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def waker() -> Callable[[], None]:
+    """A convolution of about 0.1 ms that occupies every thread."""
+    packed = PackedConv(torch.zeros(64, 64, 3, 3), padding=1)
+    window = Window(0, 16, 0, 16)
+    return prepare(packed, [ConvJob(torch.zeros(16, 16, 64), torch.zeros(16, 16, 64), window)])
+
+
 @dataclass
 class Peers:
     """What the layers are compared with: seconds of every run of SGEMM and of a memory stream."""
@@ -149,12 +157,14 @@ def measure(
     source = torch.zeros(STREAM_BYTES // 4)
     target = torch.zeros(STREAM_BYTES // 4)
     peers = Peers([], [])
+    wake = waker()
     torch.mm(a, b, out=product)
     for _ in range(rounds):
         for position, case in enumerate(cases):
             if position % 8 == 0:
                 peers.sgemm.append(timed(lambda: torch.mm(a, b, out=product)))
             case.refresh()
+            wake()
             case.seconds.append(timed(case.run))
         peers.stream.append(timed(lambda: target.copy_(source)))
         progress()
