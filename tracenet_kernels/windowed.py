@@ -132,9 +132,9 @@ def prepare(packed: PackedConv, jobs: Sequence[ConvJob]) -> Callable[[], None]:
     Raises:
         InputError, WindowError: as :func:`conv2d_jobs`; what depends on several arrays is checked by the function.
     """
-    run, handle = native.require().conv2d, packed.handle
-    arguments = tuple(job._native() for job in jobs)
-    return lambda: run(handle, arguments)
+    bound = native.require().ConvJobs(packed.handle, tuple(job._native() for job in jobs))
+    run: Callable[[], None] = bound.run
+    return run
 
 
 def conv2d(

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings/arrays.hpp"
@@ -90,14 +91,29 @@ tracenet::ConvJob to_job(py::handle value, const tracenet::ConvSpec& spec) {
     return job;
 }
 
-void run_jobs(const OwnedConv& conv, const py::tuple& tuples) {
-    std::vector<tracenet::ConvJob> jobs;
-    jobs.reserve(tuples.size());
-    for (const py::handle tuple : tuples) jobs.push_back(to_job(tuple, conv.spec()));
-    const auto pool = shared_pool();
-    const py::gil_scoped_release unlocked;
-    tracenet::conv2d(conv.packed(), jobs.data(), jobs.size(), *pool);
-}
+// Jobs with the arrays they point into, so that running them again takes no more Python.
+class BoundJobs {
+  public:
+    BoundJobs(py::object conv, py::tuple tuples) : conv_(std::move(conv)), tuples_(std::move(tuples)) {
+        if (!py::isinstance<OwnedConv>(conv_)) throw tracenet::InputError("packed: pass a PackedConv");
+        const auto& owned = conv_.cast<const OwnedConv&>();
+        packed_ = owned.packed();
+        jobs_.reserve(tuples_.size());
+        for (const py::handle tuple : tuples_) jobs_.push_back(to_job(tuple, owned.spec()));
+    }
+
+    void run() const {
+        const auto pool = shared_pool();
+        const py::gil_scoped_release unlocked;
+        tracenet::conv2d(packed_, jobs_.data(), jobs_.size(), *pool);
+    }
+
+  private:
+    py::object conv_;
+    py::tuple tuples_;
+    tracenet::PackedConv packed_;
+    std::vector<tracenet::ConvJob> jobs_;
+};
 
 }  // namespace
 
@@ -108,8 +124,9 @@ void bind_conv(py::module_& module) {
         .def_property_readonly("in_channels", [](const OwnedConv& conv) { return conv.spec().in_channels; })
         .def_property_readonly("out_channels", [](const OwnedConv& conv) { return conv.spec().out_channels; })
         .def_property_readonly("isa", &OwnedConv::isa);
-    module.def("conv2d", &run_jobs, py::arg("packed"), py::arg("jobs"),
-               "Runs all jobs in one parallel region; the interpreter lock is released meanwhile.");
+    py::class_<BoundJobs>(module, "ConvJobs", "Jobs that run in one parallel region, again and again.")
+        .def(py::init<py::object, py::tuple>(), py::arg("packed"), py::arg("jobs"))
+        .def("run", &BoundJobs::run, "The interpreter lock is released meanwhile.");
     module.def(
         "active_isa", [] { return tracenet::isa_name(tracenet::active_isa()); },
         "The instruction set that weights are packed for by default.");
