@@ -18,6 +18,8 @@ BLOCK = 17
 """Cases between two runs of the full networks, so that these see the same machine as the cases do."""
 CROP_PAD_ROUNDS = 3
 """Most timed rounds of the crop-and-pad path: it is slow, and no claim rests on it."""
+SGEMM_SIDE = 2048
+"""As in :mod:`bench.kernels`."""
 FLAG_BELOW = 0.9
 """Share of the SGEMM rate under which ONNX Runtime counts as slow, and ratios against it as flattering."""
 
@@ -92,7 +94,7 @@ def measure_size(
     for number in range(repeats):
         for at in range(len(cases)):
             if at % BLOCK == 0:
-                rates.append(sgemm_rate(repeats=5))
+                rates.append(sgemm_rate(repeats=3, side=SGEMM_SIDE))
                 for contestant in full.values():
                     contestant.measure()
             clicks[at].measure()
