@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from tracenet.models import TraceNet
 from tracenet.standard import Size
 from tracenet_kernels import native
 from tracenet_kernels.errors import BackendError
+from tracenet_kernels.threads import set_threads
 
 KERNEL_FIELDS = ("sgemm_gflops", "weighted_share", "worst_share", "layers")
 
@@ -90,7 +92,10 @@ def quick(backend: str, threads: int) -> Options:
 
 def measure(options: Options, progress: Progress) -> dict[str, Any]:
     """Everything, in one process."""
+    start = time.perf_counter()
     torch.set_num_threads(options.threads)
+    if native.available():
+        set_threads(options.threads)
     model = build_model(**options.model)
     steps = sum(1 + one.repeats for one in options.sizes) + options.pairs
     steps += (options.cold_starts + 1) * bool(options.cold_starts) + 2 * (options.photo_repeats + 1)
@@ -124,6 +129,7 @@ def measure(options: Options, progress: Progress) -> dict[str, Any]:
     report["photo"] = _photo(options, lambda: progress.advance(task))
     report["cold_start"] = _cold_start(options, lambda: progress.advance(task))
     report["kernels"] = measure_kernels(options.kernel_rounds, options.threads) if options.kernel_rounds else None
+    report["seconds"] = time.perf_counter() - start
     return report
 
 

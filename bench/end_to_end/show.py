@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BUSY = 1.25
-"""Spread of the SGEMM rate within one run above which the machine counts as busy."""
+BUSY = 1.1
+"""Ratio of the SGEMM rate's quartiles within one run above which the machine counts as busy."""
 
 
 def show(report: dict[str, Any], console: Console) -> None:
@@ -42,7 +42,7 @@ def _cases_table(report: dict[str, Any], size: dict[str, Any], cases: list[dict[
             _ms(case["ms_median"], case["status"]),
             _ms(peers["onnxruntime_full_ms"]),
             _ms(peers["torch_full_ms"]),
-            _ms(peers["crop_pad_ms"]),
+            _ms(peers["crop_pad_ms"], "" if case["crop_pad_status"].startswith("not") else "wrong"),
             _number(case["speed_up"], ".2f"),
             _number(case["realised_saving"], ".2f"),
             _number(case["sgemm_share"], ".0%"),
@@ -55,9 +55,9 @@ def _peers_line(report: dict[str, Any], size: dict[str, Any]) -> str:
     peers = size["peers"]
     shares = ", ".join(f"{name} {_number(peer['sgemm_share'], '.0%') or 'wrong'}" for name, peer in peers.items())
     flag = " (ONNX Runtime is slow here: ratios against it flatter)" if size["slow_peer"] else ""
-    low, high = size["sgemm_spread"]
+    low, high = size["sgemm_quartiles"]
     if high > BUSY * low:
-        flag += f" (it varied by {high / low - 1:.0%}: the machine was not idle)"
+        flag += f" (whose quartiles lie {high / low - 1:.0%} apart: the machine was not idle)"
     settings = report["settings"]
     rate = 2 * size["sgemm_macs_per_second"] / 1e9
     return (
