@@ -7,6 +7,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from bench.end_to_end.memory import peak_live_bytes
 from bench.end_to_end.network import Case, Click, Levels, SizedNetwork
 from tracenet.engine.lower import lower
 from tracenet.engine.program import Program
+from tracenet.engine.schedule import Plane, Schedule, Step
 from tracenet.engine.session import Floats, Session, ThreadPool
 from tracenet.kept import FeatureStore, kept_names
 from tracenet.rft.trace import Plan
@@ -101,6 +103,7 @@ class NativeClicks:
         self.network = network
         program = Program(lower(network.traced.graph))
         pool = ThreadPool(threads)
+        self._pool = pool
         self._session, self._keeping = Session(program, pool), Session(program, pool, keep=True)
         self._keeping.set_planar(0, network.image)
 
@@ -132,33 +135,29 @@ class NativeClicks:
         """Median microseconds per click, in the centre on levels 3-5, that are not spent in kernels.
 
         ``planning_us``: windows of all planes and memory. ``image_us``: the image's window into the kernels' layout,
-        before the first launch. ``dispatch_us``: the rest of the call that no launch's own clock accounts for, the
-        bookkeeping of these clocks included.
+        before the first launch. ``dispatch_us``: what as many launches cost that compute next to nothing, their call
+        from Python included; beside half a second of kernels it cannot be told from noise.
         """
         width, height = self.network.size
         click = (width / 2, height / 2)
         request, parameters = self.network.request(click, (3, 5)), self._parameters(click)
-        session, steps = self._session, len(self._session.program.schedule.steps)
+        session = self._session
         session.set_planar(0, self.network.image)
-        rows: list[tuple[float, float, float]] = []
+        rows: list[tuple[float, float]] = []
         for _ in range(repeats):
-            begun, plan = _timed_us(lambda: session.begin(request, parameters, profile=True))
+            plan = session.begin(request, parameters, profile=True)
             first, _ = _timed_us(lambda: session.run_steps(0, 1))
-            rest, _ = _timed_us(lambda: session.run_steps(1, steps))
-            launches = session.finish().profile
-            session.begin(request, parameters)
-            session.run_steps(0, steps)
-            finished, _ = _timed_us(session.finish)  # without a profile to hand over
-            dispatch = begun - plan.planning_us + rest - sum(row.microseconds for row in launches[1:]) + finished
-            rows.append((plan.planning_us, first - launches[0].microseconds, dispatch))
-        planning, image, dispatch = (median(column) for column in zip(*rows, strict=True))
+            launch = session.finish().profile[0]
+            rows.append((plan.planning_us, first - launch.microseconds))
+        launches = len(session.run(request, parameters, profile=True).profile)
+        planning, image = (median(column) for column in zip(*rows, strict=True))
         return {
             "status": "ok",
             "backend": self.name,
-            "launches": len(launches),
+            "launches": launches,
             "planning_us": planning,
             "image_us": image,
-            "dispatch_us": dispatch,
+            "dispatch_us": _dispatch_us(launches, self._pool),
         }
 
     def peak_bytes(self, case: Case) -> int:
@@ -168,6 +167,22 @@ class NativeClicks:
 
     def _parameters(self, click: Click) -> dict[int, Any]:
         return {position: value.numpy() for position, value in enumerate(self.network.inputs(click)) if position}
+
+
+def _dispatch_us(launches: int, pool: ThreadPool, repeats: int = 200) -> float:
+    """Median time of a run of so many 1x1 convolutions of one cell, without its planning."""
+    planes = tuple(Plane(f"plane{i}", 16, 1, 1) for i in range(launches + 1))
+    steps = tuple(
+        Step("conv2d", planes[i + 1].name, (i,), i + 1, tensors={"weight": "weight"}) for i in range(launches)
+    )
+    tensors = {"weight": np.eye(16, dtype=np.float32).reshape(16, 16, 1, 1)}
+    session = Session(Program(Schedule(planes, steps, (0,), {"out": launches}, tensors)), pool)
+    parameters = {0: np.zeros(16, dtype=np.float32)}
+    rows = []
+    for _ in range(repeats):
+        spent, result = _timed_us(lambda: session.run({"out": None}, parameters))
+        rows.append(spent - result.planning_us)
+    return median(rows)
 
 
 def _timed_us(call: Callable[[], Any]) -> tuple[float, Any]:
