@@ -7,9 +7,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BUSY = 1.1
-"""Ratio of the SGEMM rate's quartiles within one run above which the machine counts as busy."""
-
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print everything that was measured."""
@@ -55,9 +52,8 @@ def _peers_line(report: dict[str, Any], size: dict[str, Any]) -> str:
     peers = size["peers"]
     shares = ", ".join(f"{name} {_number(peer['sgemm_share'], '.0%') or 'wrong'}" for name, peer in peers.items())
     flag = " (ONNX Runtime is slow here: ratios against it flatter)" if size["slow_peer"] else ""
-    low, high = size["sgemm_quartiles"]
-    if high > BUSY * low:
-        flag += f" (whose quartiles lie {high / low - 1:.0%} apart: the machine was not idle)"
+    if not size["idle"]:
+        flag += f" (the machine was busy: {size['cpu_share']:.0%} of its processors were free)"
     settings = report["settings"]
     rate = 2 * size["sgemm_macs_per_second"] / 1e9
     return (

@@ -12,8 +12,8 @@ import numpy as np
 from bench.end_to_end.full import ORT_SETTINGS, TORCH_SETTINGS, OnnxFull, Run, TorchFull, fastest
 from bench.end_to_end.network import Case, SizedNetwork
 from bench.end_to_end.ours import planned
+from bench.end_to_end.sgemm import Sgemm
 from bench.end_to_end.timing import Contestant
-from bench.peers.times import sgemm_rate
 from tracenet.models import TraceNet
 
 BLOCK = 17
@@ -22,8 +22,6 @@ CROP_PAD_ROUNDS = {"centre": 3, "grid": 1}
 """Most timed rounds of the crop-and-pad path, by kind of click: it is slow, and no claim rests on it."""
 CROP_PAD_GRID_LEVELS = (3, 5)
 """What it is timed on away from the centre."""
-SGEMM_SIDE = 2048
-"""As in :mod:`bench.kernels`."""
 FLAG_BELOW = 0.9
 """Share of the SGEMM rate under which ONNX Runtime counts as slow, and ratios against it as flattering."""
 
@@ -94,18 +92,18 @@ def measure_size(
     for contestant in [*full.values(), *crop_pads, *clicks]:
         contestant.check()
     advance()
-    rates = []
+    sgemm = Sgemm(threads)
     for number in range(repeats):
         for at in range(len(cases)):
             if at % BLOCK == 0:
-                rates.append(sgemm_rate(repeats=3, side=SGEMM_SIDE))
+                sgemm.sample()
                 for contestant in full.values():
                     contestant.measure()
             clicks[at].measure()
             if number < CROP_PAD_ROUNDS[cases[at].kind]:
                 crop_pads[at].measure()
         advance()
-    rate = median(rates)
+    rate = sgemm.rate
     rows = [
         _row(network, case, plan, ours, click, crop_pad, full, rate)
         for case, plan, click, crop_pad in zip(cases, plans, clicks, crop_pads, strict=True)
@@ -116,7 +114,9 @@ def measure_size(
         "size": list(network.size),
         "repeats": repeats,
         "sgemm_macs_per_second": rate,
-        "sgemm_quartiles": np.percentile(rates, (25, 75)).tolist(),
+        "sgemm_quartiles": np.percentile(sgemm.rates, (25, 75)).tolist(),
+        "cpu_share": median(sgemm.cpu_shares),
+        "idle": sgemm.idle,
         "full_macs": plans[0].full_macs,
         "peers": peers,
         "slow_peer": share is not None and share < FLAG_BELOW,

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from bench.end_to_end import __main__ as program
-from bench.end_to_end import cold_start, ours, run, standard
+from bench.end_to_end import cold_start, ours, run, sgemm
 from bench.end_to_end.full import ORT_SETTINGS, TORCH_SETTINGS, OnnxFull, TorchFull, fold_batch_norms
 from bench.end_to_end.memory import peak_live_bytes
 from bench.end_to_end.network import OUTPUTS, TOLERANCE, FullNetwork, SizedNetwork, build_model, cases_of
@@ -63,7 +63,7 @@ def captured(monkeypatch: pytest.MonkeyPatch, model: TraceNet, network: SizedNet
     """The benchmark builds and captures its network anew; that takes longer than all the rest."""
     monkeypatch.setattr(run, "build_model", lambda **_: model)
     monkeypatch.setattr(run, "SizedNetwork", lambda *_: network)
-    monkeypatch.setattr(standard, "SGEMM_SIDE", 128)
+    monkeypatch.setattr(sgemm, "SIDE", 128)
     monkeypatch.setattr(run, "choose_settings", lambda *_: FullSettings("arena, no spinning", "eager", {}))
 
 
@@ -247,6 +247,21 @@ def test_a_late_wrong_result_takes_earlier_times_back() -> None:
     assert [contestant.status, contestant.median_ms, contestant.min_ms] == ["wrong", None, None]
     contestant.measure()  # asks nobody any more
     assert len(contestant.times) == 3
+
+
+def test_a_busy_machine_is_noticed() -> None:
+    samples = sgemm.Sgemm(1, [1.0], [0.95, 0.99, 0.2])
+    assert samples.idle
+    samples.cpu_shares += [0.5, 0.4]
+    assert not samples.idle
+
+
+def test_a_product_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sgemm, "SIDE", 128)
+    samples = sgemm.Sgemm(1)
+    samples.sample()
+    samples.sample()
+    assert samples.rate > 0 and len(samples.cpu_shares) == 2
 
 
 def test_live_bytes_of_a_chain() -> None:
