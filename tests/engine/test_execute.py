@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -205,6 +205,7 @@ def test_random_networks_and_windows(network: tuple[Random, Tensor], data: st.Da
     model, x = network
     traced = tracenet.trace(model, x)
     executor = poisoned_executor(traced)
+    assume(any(step.op != "external" for step in executor.schedule.steps))  # else native is refused, rightly
     assert_native_equals_torch(traced, (x,), dict.fromkeys(traced.output_names))
     kernels_alone = all(step.op != "external" for step in executor.schedule.steps)
     whole = full_run(traced, (x,)) if kernels_alone else None
