@@ -27,7 +27,8 @@ Pair = int | tuple[int, int]
 """One integer for both axes, or (y, x)."""
 
 
-def _pair(value: Pair) -> tuple[int, int]:
+def as_pair(value: Pair) -> tuple[int, int]:
+    """``(y, x)``; one number stands for both."""
     return value if isinstance(value, tuple) else (value, value)
 
 
@@ -57,7 +58,7 @@ class PackedConv:
         isa: str | None = None,
     ) -> None:
         array = np.ascontiguousarray(as_array(weight, "weight"))
-        self.handle = native.require().PackedConv(array, _pair(stride), _pair(padding), _pair(dilation), groups, isa)
+        self.handle = native.require().PackedConv(array, as_pair(stride), as_pair(padding), as_pair(dilation), groups, isa)
 
     @property
     def in_channels(self) -> int:

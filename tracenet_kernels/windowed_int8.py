@@ -23,7 +23,7 @@ from tracenet_kernels import native
 from tracenet_kernels.arrays import Array, Plane, as_array, as_plane
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.window import Window
-from tracenet_kernels.windowed import ACTIVATIONS, Pair
+from tracenet_kernels.windowed import ACTIVATIONS, Pair, as_pair
 
 KERNELS = ("avx512_vnni", "avx2", "portable")
 
@@ -72,10 +72,6 @@ def quantise_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDAr
     return np.clip(steps, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scale
 
 
-def _pair(value: Pair) -> tuple[int, int]:
-    return value if isinstance(value, tuple) else (value, value)
-
-
 class PackedInt8Conv:
     """Weights in the order the kernels read them.
 
@@ -103,9 +99,9 @@ class PackedInt8Conv:
         self.handle = native.require().PackedInt8Conv(
             np.ascontiguousarray(as_array(weight, "weight", np.int8)),
             np.ascontiguousarray(as_array(scale, "scale")),
-            _pair(stride),
-            _pair(padding),
-            _pair(dilation),
+            as_pair(stride),
+            as_pair(padding),
+            as_pair(dilation),
             groups,
         )
 

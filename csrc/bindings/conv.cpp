@@ -11,6 +11,7 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/bindings.hpp"
+#include "bindings/conv_spec.hpp"
 #include "bindings/packed_conv.hpp"
 #include "bindings/threads.hpp"
 #include "tracenet/error.hpp"
@@ -29,36 +30,10 @@ tracenet::Isa to_isa(const py::object& name) {
         py::str("isa {!r} is not known; pass avx512, avx2, neon or portable").format(name).cast<std::string>());
 }
 
-// (y, x) pairs.
-void to_pair(py::handle value, const char* name, std::int64_t& y, std::int64_t& x) {
-    if (!py::isinstance<py::tuple>(value) || py::len(value) != 2) {
-        throw tracenet::InputError(std::string(name) + ": pass a tuple (y, x) of integers");
-    }
-    const auto pair = py::reinterpret_borrow<py::tuple>(value);
-    y = to_integer(pair[0], name);
-    x = to_integer(pair[1], name);
-}
-
 std::unique_ptr<OwnedConv> make_conv(py::handle weight, py::handle stride, py::handle padding, py::handle dilation,
                                      py::handle groups, const py::object& isa) {
     const py::array array = to_array(weight, py::dtype::of<float>(), false, "weight");
-    if (array.ndim() != 4 || (array.flags() & py::array::c_style) == 0) {
-        throw tracenet::InputError("weight: pass a C-ordered array [out, in / groups, kernel_y, kernel_x]");
-    }
-    tracenet::ConvSpec spec;
-    spec.groups = to_integer(groups, "groups");
-    spec.out_channels = array.shape(0);
-    // A count of groups that overflows the product is refused as no divisor of the output channels.
-    if (spec.groups < 1 || spec.groups > spec.out_channels) {
-        throw tracenet::InputError("groups is " + std::to_string(spec.groups) + "; pass 1 to the number of outputs, " +
-                                   std::to_string(spec.out_channels));
-    }
-    spec.in_channels = tracenet::checked_mul(array.shape(1), spec.groups);
-    spec.y.kernel = array.shape(2);
-    spec.x.kernel = array.shape(3);
-    to_pair(stride, "stride", spec.y.stride, spec.x.stride);
-    to_pair(padding, "padding", spec.y.padding, spec.x.padding);
-    to_pair(dilation, "dilation", spec.y.dilation, spec.x.dilation);
+    const tracenet::ConvSpec spec = to_conv_spec(array, stride, padding, dilation, groups);
     const tracenet::Isa chosen = to_isa(isa);
     const auto* weights = static_cast<const float*>(array.data());
     const py::gil_scoped_release unlocked;

@@ -13,6 +13,7 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/bindings.hpp"
+#include "bindings/conv_spec.hpp"
 #include "bindings/threads.hpp"
 #include "tracenet/error.hpp"
 
@@ -49,35 +50,10 @@ class OwnedInt8Conv {
     std::unique_ptr<std::int8_t[], AlignedDelete> memory_;
 };
 
-// (y, x) pairs.
-void to_pair(py::handle value, const char* name, std::int64_t& y, std::int64_t& x) {
-    if (!py::isinstance<py::tuple>(value) || py::len(value) != 2) {
-        throw tracenet::InputError(std::string(name) + ": pass a tuple (y, x) of integers");
-    }
-    const auto pair = py::reinterpret_borrow<py::tuple>(value);
-    y = to_integer(pair[0], name);
-    x = to_integer(pair[1], name);
-}
-
 std::unique_ptr<OwnedInt8Conv> make_conv(py::handle weight, py::handle scale, py::handle stride, py::handle padding,
                                          py::handle dilation, py::handle groups) {
     const py::array array = to_array(weight, py::dtype::of<std::int8_t>(), false, "weight");
-    if (array.ndim() != 4 || (array.flags() & py::array::c_style) == 0) {
-        throw tracenet::InputError("weight: pass a C-ordered array [out, in / groups, kernel_y, kernel_x]");
-    }
-    tracenet::ConvSpec spec;
-    spec.groups = to_integer(groups, "groups");
-    spec.out_channels = array.shape(0);
-    if (spec.groups < 1 || spec.groups > spec.out_channels) {
-        throw tracenet::InputError("groups is " + std::to_string(spec.groups) + "; pass 1 to the number of outputs, " +
-                                   std::to_string(spec.out_channels));
-    }
-    spec.in_channels = tracenet::checked_mul(array.shape(1), spec.groups);
-    spec.y.kernel = array.shape(2);
-    spec.x.kernel = array.shape(3);
-    to_pair(stride, "stride", spec.y.stride, spec.x.stride);
-    to_pair(padding, "padding", spec.y.padding, spec.x.padding);
-    to_pair(dilation, "dilation", spec.y.dilation, spec.x.dilation);
+    const tracenet::ConvSpec spec = to_conv_spec(array, stride, padding, dilation, groups);
     const auto* scales = to_vector<float>(scale, spec.out_channels, "scale");
     if (scales == nullptr) throw tracenet::InputError("scale is None; pass one per output channel");
     return std::make_unique<OwnedInt8Conv>(spec, static_cast<const std::int8_t*>(array.data()), scales);

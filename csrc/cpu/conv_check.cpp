@@ -41,22 +41,23 @@ void check_job(const ConvSpec& spec, const ConvJob& job) {
         throw InputError("activation " + std::to_string(static_cast<std::int32_t>(job.activation)) +
                          " is not known; pass none or relu");
     }
-    check_reads(conv_reads(spec, job), job.input.extent, "input");
+    check_reads(conv_reads(spec, job.window, job.input.height, job.input.width), job.input.extent, "input");
     if (job.residual.data == nullptr) return;
     if (job.residual_factor < 1) {
         throw InputError("residual_factor is " + std::to_string(job.residual_factor) + "; pass at least 1");
     }
     check_view(job.residual, "the residual");
     check_channels(job.residual.channels, spec.out_channels, "the residual");
-    check_reads(residual_reads(job), job.residual.extent, "residual");
+    check_reads(residual_reads(job.window, job.residual_factor), job.residual.extent, "residual");
 }
 
 void check_apart(const ConvSpec& spec, const ConvJob& writer, const ConvJob& reader) {
-    if (overlap(writer.output, writer.window, reader.input, conv_reads(spec, reader))) {
+    if (overlap(writer.output, writer.window, reader.input,
+                conv_reads(spec, reader.window, reader.input.height, reader.input.width))) {
         throw InputError("the output shares memory with what the window reads of the input; pass another buffer");
     }
     if (reader.residual.data != nullptr && !(&writer == &reader && same_cells(reader)) &&
-        overlap(writer.output, writer.window, reader.residual, residual_reads(reader))) {
+        overlap(writer.output, writer.window, reader.residual, residual_reads(reader.window, reader.residual_factor))) {
         throw InputError(
             "the output shares memory with the residual; pass another buffer, or the very same cells with factor 1");
     }
@@ -67,21 +68,20 @@ void check_apart(const ConvSpec& spec, const ConvJob& writer, const ConvJob& rea
 
 }  // namespace
 
-Window conv_reads(const ConvSpec& spec, const ConvJob& job) {
-    if (job.window.is_empty()) return {};
+Window conv_reads(const ConvSpec& spec, const Window& window, std::int64_t height, std::int64_t width) {
+    if (window.is_empty()) return {};
     try {
-        const Span rows = conv_demand({job.window.y0, job.window.y1}, spec.y);
-        const Span columns = conv_demand({job.window.x0, job.window.x1}, spec.x);
-        return clip({rows.begin, rows.end, columns.begin, columns.end}, job.input.height, job.input.width);
+        const Span rows = conv_demand({window.y0, window.y1}, spec.y);
+        const Span columns = conv_demand({window.x0, window.x1}, spec.x);
+        return clip({rows.begin, rows.end, columns.begin, columns.end}, height, width);
     } catch (const WindowError& error) {
         throw InputError(error.what());
     }
 }
 
-Window residual_reads(const ConvJob& job) {
-    if (job.window.is_empty()) return {};
-    const std::int64_t f = job.residual_factor;
-    return {job.window.y0 / f, (job.window.y1 - 1) / f + 1, job.window.x0 / f, (job.window.x1 - 1) / f + 1};
+Window residual_reads(const Window& window, std::int64_t factor) {
+    if (window.is_empty()) return {};
+    return {window.y0 / factor, (window.y1 - 1) / factor + 1, window.x0 / factor, (window.x1 - 1) / factor + 1};
 }
 
 void check_conv(const PackedConv& conv, const ConvJob* jobs, std::size_t count) {

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/conv_check.hpp"
 #include "cpu/conv_int8_tile.hpp"
 #include "cpu/views.hpp"
 #include "tracenet/cpu_features.hpp"
@@ -100,24 +101,6 @@ void check_channels(std::int64_t channels, std::int64_t expected, const char* na
     }
 }
 
-// The cells of the input's plane that a window needs.
-Window demand_of(const ConvSpec& spec, const Int8ConvJob& job) {
-    if (job.window.is_empty()) return {};
-    try {
-        const Span rows = conv_demand({job.window.y0, job.window.y1}, spec.y);
-        const Span columns = conv_demand({job.window.x0, job.window.x1}, spec.x);
-        return clip({rows.begin, rows.end, columns.begin, columns.end}, job.input.height, job.input.width);
-    } catch (const WindowError& error) {
-        throw InputError(error.what());
-    }
-}
-
-Window residual_window(const Int8ConvJob& job) {
-    if (job.window.is_empty()) return {};
-    const std::int64_t f = job.residual_factor;
-    return {job.window.y0 / f, (job.window.y1 - 1) / f + 1, job.window.x0 / f, (job.window.x1 - 1) / f + 1};
-}
-
 // What one job reads or writes, for the checks.
 struct Access {
     ViewShape view;
@@ -154,7 +137,7 @@ Accesses check_job(const ConvSpec& spec, const Int8ConvJob& job) {
     check_channels(accesses.write.view.channels, spec.out_channels, "the output");
     check_window(job.window, accesses.write.view, "the output");
     if (quantised) check_quantisation(job.output_quantisation, "the output");
-    const Window demand = demand_of(spec, job);
+    const Window demand = conv_reads(spec, job.window, job.input.height, job.input.width);
     check_window(demand, job.input, "the input");
     accesses.reads.push_back({shape_of(job.input), demand, "the input"});
     if (job.residual.data != nullptr || job.quantised_residual.data != nullptr) {
@@ -164,10 +147,10 @@ Accesses check_job(const ConvSpec& spec, const Int8ConvJob& job) {
         const ViewShape view = job.residual.data != nullptr ? shape_of(job.residual) : shape_of(job.quantised_residual);
         check_view(view, "the residual");
         check_channels(view.channels, spec.out_channels, "the residual");
-        check_window(residual_window(job), view, "the residual");
+        check_window(residual_reads(job.window, job.residual_factor), view, "the residual");
         if (job.quantised_residual.data != nullptr) check_quantisation(job.residual_quantisation, "the residual");
         if (!in_place(view, accesses.write.view, job.residual_factor)) {
-            accesses.reads.push_back({view, residual_window(job), "the residual"});
+            accesses.reads.push_back({view, residual_reads(job.window, job.residual_factor), "the residual"});
         }
     }
     return accesses;

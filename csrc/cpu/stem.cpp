@@ -76,7 +76,8 @@ void stem(const PackedConv& conv, const float* bias, std::int64_t conv_height, s
     check_conv(conv, &job, 1);  // all but the window, which is still empty
     check_same_channels(shape_of(plane), "the convolution", shape_of(output));
     job.window = pool_demand(pool_spec, window, conv_height, conv_width);
-    check_reads_and_writes(shape_of(input), conv_reads(conv.spec, job), "the input", shape_of(output), window);
+    check_reads_and_writes(shape_of(input), conv_reads(conv.spec, job.window, job.input.height, job.input.width),
+                           "the input", shape_of(output), window);
     if (window.is_empty()) return;
 
     const Window columns{0, 0, job.window.x0, job.window.x1};
