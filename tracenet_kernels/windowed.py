@@ -58,7 +58,9 @@ class PackedConv:
         isa: str | None = None,
     ) -> None:
         array = np.ascontiguousarray(as_array(weight, "weight"))
-        self.handle = native.require().PackedConv(array, as_pair(stride), as_pair(padding), as_pair(dilation), groups, isa)
+        self.handle = native.require().PackedConv(
+            array, as_pair(stride), as_pair(padding), as_pair(dilation), groups, isa
+        )
 
     @property
     def in_channels(self) -> int:
