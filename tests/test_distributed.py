@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -38,3 +44,37 @@ def test_devices_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("auto").type == "cpu"
     with pytest.raises(InputError, match="sees no GPU"):
         pick_device("cuda")
+
+
+PROGRAM = """
+import os
+from tracenet.distributed import processes
+
+with processes() as ranks:
+    import torch._dynamo
+    assert ranks.gather(ranks.rank) == [0, 1]
+names = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+print([name for name in names if "gloo" in name])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_no_thread_of_the_group_outlives_it() -> None:
+    """One that does races with the end of the process, which now and then aborts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            env={**os.environ, **group, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+    assert [output.splitlines()[-1] for output in outputs] == ["[]", "[]"], "\n".join(outputs)

@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the group of the moment they are defined as a default. Were it imported later, as torch.export
+# does, they would hold the group for ever, and its threads would abort the process while it exits.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from tracenet_kernels.errors import InputError
