@@ -1,4 +1,4 @@
-"""Plain-torch twins of the project's operations: short, slow, and the oracle in tests."""
+"""Twins of the resizes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,8 @@
+"""Plain-torch twins of the project's operations: short, slow, and the oracle in tests.
+
+A twin computes the whole plane, [H, W, C] in and out, in the dtype of what it is given (float64 in tests).
+"""
+
+from tracenet_kernels.reference.resizes import aligned_bilinear
+
+__all__ = ["aligned_bilinear"]
