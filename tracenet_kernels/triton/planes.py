@@ -152,7 +152,7 @@ def as_windows(value: Windows | Window | Sequence[Window], plane: DevicePlane, n
     if isinstance(value, Windows):
         table = value.table
         if table.dtype != torch.int32 or table.ndim != 2 or table.shape[1] != 4 or not table.is_contiguous():
-            raise InputError(f"{name}: the table is {table.dtype} {tuple(table.shape)}; pass contiguous int32 [rows, 4]")
+            raise InputError(f"{name}: a table of {table.dtype} {tuple(table.shape)}; pass contiguous int32 [rows, 4]")
         if table.device != plane.tensor.device:
             raise InputError(f"{name}: the table is on {table.device}, the plane on {plane.tensor.device}")
         if value.first < 0 or value.count < 1 or value.first + value.count > table.shape[0] or min(value.bound) < 1:
