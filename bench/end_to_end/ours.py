@@ -15,8 +15,9 @@ from bench.end_to_end.memory import peak_live_bytes
 from bench.end_to_end.network import Case, Click, Levels, SizedNetwork
 from tracenet.engine.lower import lower
 from tracenet.engine.program import Program
+from tracenet.engine.requests import Floats
 from tracenet.engine.schedule import Plane, Schedule, Step
-from tracenet.engine.session import Floats, Session, ThreadPool
+from tracenet.engine.session import Session, ThreadPool
 from tracenet.kept import FeatureStore, kept_names
 from tracenet.rft.trace import Plan
 

@@ -15,16 +15,21 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracenet.engine.program import Program
+from tracenet.engine.requests import (
+    Floats,
+    Request,
+    as_array,
+    check_pixels,
+    check_planar,
+    flat_parameters,
+    input_plane,
+    resolve_request,
+)
 from tracenet_kernels import native
-from tracenet_kernels.errors import InputError, RequestError, WindowError
+from tracenet_kernels.errors import InputError, RequestError
 from tracenet_kernels.window import Window
-
-Request = Mapping[int | str, Window | Sequence[int] | None]
-"""Output name, its position among the outputs, or a plane's name -> window on its plane (None: all of it)."""
-Floats = NDArray[np.float32]
 
 
 class ThreadPool:
@@ -179,17 +184,8 @@ class Session:
             InputError: another dtype or shape; a batch that is not 1.
             WindowError: the window is not on the plane.
         """
-        plane = self._input(index)
-        value = _as_array(array, f"input {index}")
-        part = Window.full(plane.height, plane.width) if window is None else Window(*window)
-        if value.dtype != np.float32:
-            raise InputError(f"input {index} holds {value.dtype}; pass float32")
-        if value.ndim != 4 or value.shape[0] != 1:
-            raise InputError(f"input {index} has shape {value.shape}; pass [1, channels, rows, columns], batch 1")
-        if value.shape[1:] != (plane.channels, part.height, part.width):
-            raise InputError(
-                f"input {index} has shape {value.shape}; pass {(1, plane.channels, part.height, part.width)}"
-            )
+        value = as_array(array, f"input {index}")
+        part = check_planar(self.program.schedule, index, value.shape, value.dtype, window)
         self._native.set_planar(index, np.ascontiguousarray(value[0]), part)
 
     def set_pixels(
@@ -214,14 +210,9 @@ class Session:
         Raises:
             InputError: another dtype or shape, a photo that is too large, a mean or std that cannot be used.
         """
-        self._input(index)
-        value = _as_array(photo, "the photo")
-        if value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
-            raise InputError(
-                f"the photo has shape {value.shape} and holds {value.dtype}; pass uint8 [rows, columns, 3]"
-            )
-        if len(mean) != 3 or len(std) != 3 or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
-            raise InputError(f"mean is {mean!r} and std {std!r}; pass three finite numbers each, std above 0")
+        input_plane(self.program.schedule, index)
+        value = as_array(photo, "the photo")
+        check_pixels(value.shape, value.dtype, mean, std)
         self._native.set_pixels(index, np.ascontiguousarray(value), list(mean), list(std), bool(reverse))
 
     def plan(self, request: Request) -> SessionPlan:
@@ -290,7 +281,7 @@ class Session:
 
     def write(self, plane: int | str, window: Window | Sequence[int], array: Any) -> None:
         """Store what an external step computed, fp32 ``[rows, columns, channels]``."""
-        value = _as_array(array, "the values")
+        value = as_array(array, "the values")
         if value.dtype != np.float32:
             raise InputError(f"the values are {value.dtype}; pass float32")
         self._native.write(self._plane(plane), Window(*window), np.ascontiguousarray(value))
@@ -317,12 +308,6 @@ class Session:
             if windows
         }
 
-    def _input(self, index: int) -> Any:
-        inputs = self.program.schedule.inputs
-        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(inputs):
-            raise InputError(f"input {index!r} is set; the network has inputs 0..{len(inputs) - 1}")
-        return self.program.schedule.planes[inputs[index]]
-
     def _plane(self, key: int | str) -> int:
         if isinstance(key, str) and key in self.program.plane_numbers:
             return self.program.plane_numbers[key]
@@ -331,65 +316,13 @@ class Session:
         raise RequestError(f"{key!r} is no plane; pass a number below {len(self.program.schedule.planes)} or a name")
 
     def _resolve(self, request: Request) -> list[tuple[int | str, int, Window]]:
-        if not isinstance(request, Mapping) or not request:
-            raise RequestError(f"the request is {request!r}; pass a dict such as {{0: Window(0, 8, 0, 8)}}")
-        schedule = self.program.schedule
-        resolved: list[tuple[int | str, int, Window]] = []
-        for key, value in request.items():
-            if isinstance(key, str):
-                number = schedule.outputs.get(key, self.program.plane_numbers.get(key))
-            elif isinstance(key, int) and not isinstance(key, bool) and 0 <= key < len(schedule.outputs):
-                number = list(schedule.outputs.values())[key]
-            else:
-                number = None
-            if number is None:
-                names = ", ".join(list(schedule.outputs)[:12])
-                raise RequestError(
-                    f"{key!r} is not an output; ask by position 0..{len(schedule.outputs) - 1} or by name: {names}"
-                )
-            plane = schedule.planes[number]
-            whole = Window.full(plane.height, plane.width)
-            if value is None:
-                window = whole
-            elif isinstance(value, (tuple, list)) and len(value) == 4:
-                window = Window(*value)
-            else:
-                raise WindowError(f"the window of output {key!r} is {value!r}; pass Window(y0, y1, x0, x1) or None")
-            if window.is_empty or not whole.contains(window):
-                raise WindowError(
-                    f"the window of output {key!r} is {window}, its plane is {plane.height} x {plane.width} "
-                    "(rows x columns); ask for at least one cell of it"
-                )
-            resolved.append((key, number, window))
-        return resolved
+        return resolve_request(self.program.schedule, self.program.plane_numbers, request)
 
     def _flat(self, parameters: Mapping[int, Any] | None) -> list[tuple[int, Floats]]:
-        values: list[tuple[int, Floats]] = []
-        for index, given in (parameters or {}).items():
-            plane = self._input(index)
-            array = _as_array(given, f"input {index}")
-            if plane.height != 1 or plane.width != 1:
-                raise InputError(f"input {index} ({plane.name!r}) is an image; set it before the run")
-            if array.dtype != np.float32 or array.size != plane.channels:
-                raise InputError(
-                    f"input {index} ({plane.name!r}) got {array.size} values of {array.dtype}; "
-                    f"pass {plane.channels} of float32"
-                )
-            values.append((index, np.ascontiguousarray(array).reshape(-1)))
-        return values
+        return flat_parameters(self.program.schedule, parameters)
 
 
 def _threads(threads: int) -> int:
     if not isinstance(threads, int) or isinstance(threads, bool) or not 0 <= threads <= 1024:
         raise InputError(f"threads is {threads!r}; pass 0 for all processors, a number up to 1024, or a ThreadPool")
     return threads
-
-
-def _as_array(value: Any, name: str) -> NDArray[Any]:
-    """Arrays, and anything that shares its memory with NumPy, such as a CPU tensor."""
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{name} is {type(value).__name__} that NumPy cannot share ({error}); pass an array"
-        ) from error
