@@ -1,0 +1,428 @@
+"""The tail of a bottleneck block in one kernel: 3x3, then 1x1 with residual, then the next block's first 1x1.
+
+    t = relu(conv3x3(x) * s + b)                 stays on chip
+    y = relu(conv1x1(t) * s + b + residual)      block_out
+    z = relu(conv1x1(y) * s + b)                 next_out, where there is a next block
+
+Both followers are 1x1, so all three share one window and no cell is computed twice. A program holds one tile of cells
+with all middle channels in registers, rounded to the planes' dtype, as is what it hands on: the values are those of
+three launches. The output channels go by in chunks, and each chunk is added at once to the next block's sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tracenet_kernels.errors import InputError
+from tracenet_kernels.triton.configs import ConvConfig, ConvKey, bucket, conv_config
+from tracenet_kernels.triton.launch import Cost, Launch
+from tracenet_kernels.triton.operands import (
+    aligned,
+    alignment,
+    as_vector,
+    cell_offsets,
+    plane_args,
+    refuse_overlap,
+    scaled,
+    split_absent,
+    window_of_program,
+    windows_arg,
+)
+from tracenet_kernels.triton.planes import DevicePlane, Windows, as_plane, as_windows, interpreted, same_device
+from tracenet_kernels.triton.weights import DeviceWeight
+from tracenet_kernels.window import Window
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_MID = 256
+MAX_NEXT = 256
+"""Channels that a tile keeps in registers at most; twice as many of fp32 do not fit."""
+
+PROGRAMS = 96
+"""Programs that a launch should have at least, where the window is large enough."""
+
+
+def fits(mid: int, out: int, dtype: torch.dtype, next_channels: int = 0) -> bool:
+    """Whether the fused kernel takes a block of these channels; a caller falls back to single convolutions.
+
+    Args:
+        mid, out: output channels of the 3x3 and of the 1x1 that follows it.
+        dtype: of the planes.
+        next_channels: output channels of the next block's first 1x1, 0 where there is none.
+    """
+    if dtype not in DTYPES or min(mid, out) < 1 or next_channels < 0:
+        return False
+    share = 2 if dtype == torch.float32 else 1
+    return mid * share <= MAX_MID and next_channels * share <= MAX_NEXT
+
+
+@triton.jit
+def bottleneck_tail_kernel(
+    x_ptr,
+    x_offset,
+    x_row,
+    x_pixel,
+    height,
+    width,
+    residual_ptr,
+    residual_offset,
+    residual_row,
+    residual_pixel,
+    out_ptr,
+    out_offset,
+    out_row,
+    out_pixel,
+    next_ptr,
+    next_offset,
+    next_row,
+    next_pixel,
+    windows_ptr,
+    mid_weight_ptr,
+    mid_scale_ptr,
+    mid_bias_ptr,
+    expand_weight_ptr,
+    expand_scale_ptr,
+    expand_bias_ptr,
+    next_weight_ptr,
+    next_scale_ptr,
+    next_bias_ptr,
+    IN: tl.constexpr,
+    IN_PADDED: tl.constexpr,
+    MID: tl.constexpr,
+    MID_PADDED: tl.constexpr,
+    OUT: tl.constexpr,
+    OUT_PADDED: tl.constexpr,
+    NEXT: tl.constexpr,
+    STRIDE_Y: tl.constexpr,
+    STRIDE_X: tl.constexpr,
+    X_ALIGN: tl.constexpr,
+    RESIDUAL_ALIGN: tl.constexpr,
+    OUT_ALIGN: tl.constexpr,
+    NEXT_ALIGN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MID_BLOCK: tl.constexpr,
+    NEXT_BLOCK: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One tile of BLOCK_M cells of one window: grid (tiles, windows)."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    y0, _, x0, x1, cells = window_of_program(windows_ptr, tl.program_id(1))
+    first = tl.program_id(0) * BLOCK_M
+    if first >= cells:
+        return
+    cell = first + tl.arange(0, BLOCK_M)
+    inside = cell < cells
+    oy = y0 + cell // (x1 - x0)
+    ox = x0 + cell % (x1 - x0)
+
+    # The 3x3 over all its input channels.
+    dtype: tl.constexpr = tl.float32 if UPCAST else x_ptr.dtype.element_ty
+    iy = oy * STRIDE_Y - 1
+    ix = ox * STRIDE_X - 1
+    cell_ptrs = x_ptr + cell_offsets(iy, ix, x_offset, x_row, x_pixel, X_ALIGN)  # [M]
+    k = tl.arange(0, BLOCK_K)
+    mid = tl.arange(0, MID_BLOCK)
+    mid_rows = mid_weight_ptr + mid[None, :] * (9 * IN_PADDED)
+    K_BLOCKS: tl.constexpr = (IN + BLOCK_K - 1) // BLOCK_K
+    acc = tl.zeros([BLOCK_M, MID_BLOCK], tl.float32)
+    for step in range(9 * K_BLOCKS):
+        tap = step // K_BLOCKS
+        channel = (step % K_BLOCKS) * BLOCK_K + k
+        dy = tap // 3
+        dx = tap % 3
+        valid = inside & (iy + dy >= 0) & (iy + dy < height) & (ix + dx >= 0) & (ix + dx < width)
+        shift = dy * aligned(x_row, X_ALIGN) + dx * aligned(x_pixel, X_ALIGN)
+        x_mask = valid[:, None]
+        weight_mask = mid[None, :] < MID
+        if IN % BLOCK_K != 0:
+            x_mask &= channel[None, :] < IN
+            weight_mask &= channel[:, None] < IN
+        a = tl.load((cell_ptrs + shift)[:, None] + channel[None, :], mask=x_mask, other=0.0)  # [M, K]
+        b = tl.load(mid_rows + tap * IN_PADDED + channel[:, None], mask=weight_mask, other=0.0)  # [K, mid]
+        acc = tl.dot(a.to(dtype), b.to(dtype), acc, input_precision="tf32x3")
+    t = tl.maximum(scaled(acc, mid_scale_ptr, mid_bias_ptr, mid, MID), 0.0).to(x_ptr.dtype.element_ty).to(dtype)
+
+    # Output channels in chunks; each is part of the next block's sum as soon as it is there.
+    residual_ptrs = residual_ptr + cell_offsets(oy, ox, residual_offset, residual_row, residual_pixel, RESIDUAL_ALIGN)
+    out_ptrs = out_ptr + cell_offsets(oy, ox, out_offset, out_row, out_pixel, OUT_ALIGN)
+    following = tl.arange(0, NEXT_BLOCK)
+    next_sum = tl.zeros([BLOCK_M, NEXT_BLOCK], tl.float32)
+    for n0 in range(0, OUT, BLOCK_N):
+        channel = n0 + tl.arange(0, BLOCK_N)
+        cell_mask = inside[:, None]
+        weight_mask = mid[:, None] < MID_PADDED
+        if OUT % BLOCK_N != 0:
+            cell_mask &= channel[None, :] < OUT
+            weight_mask &= channel[None, :] < OUT
+        residual = tl.load(residual_ptrs[:, None] + channel[None, :], mask=cell_mask, other=0.0)
+        weight = tl.load(
+            expand_weight_ptr + channel[None, :] * MID_PADDED + mid[:, None], mask=weight_mask, other=0.0
+        )  # [mid, N]
+        y = tl.dot(t, weight.to(dtype), input_precision="tf32x3")
+        y = scaled(y, expand_scale_ptr, expand_bias_ptr, channel, OUT) + residual.to(tl.float32)
+        y = tl.maximum(y, 0.0).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptrs[:, None] + channel[None, :], y, mask=cell_mask)
+        if NEXT > 0:
+            weight_mask = following[None, :] < NEXT
+            if OUT % BLOCK_N != 0:
+                weight_mask &= channel[:, None] < OUT
+            weight = tl.load(
+                next_weight_ptr + following[None, :] * OUT_PADDED + channel[:, None], mask=weight_mask, other=0.0
+            )  # [N, next]
+            next_sum = tl.dot(y.to(dtype), weight.to(dtype), next_sum, input_precision="tf32x3")
+    if NEXT > 0:
+        z = tl.maximum(scaled(next_sum, next_scale_ptr, next_bias_ptr, following, NEXT), 0.0)
+        next_ptrs = next_ptr + cell_offsets(oy, ox, next_offset, next_row, next_pixel, NEXT_ALIGN)
+        tl.store(
+            next_ptrs[:, None] + following[None, :],
+            z.to(next_ptr.dtype.element_ty),
+            mask=inside[:, None] & (following[None, :] < NEXT),
+        )
+
+
+def bottleneck_tail_launches(
+    x: Tensor | DevicePlane,
+    mid: DeviceWeight,
+    expand: DeviceWeight,
+    next: DeviceWeight | None,
+    *,
+    residual: Tensor | DevicePlane,
+    block_out: Tensor | DevicePlane,
+    next_out: Tensor | DevicePlane | None,
+    windows: Windows | Window | Sequence[Window],
+    mid_scale: Tensor | None = None,
+    mid_bias: Tensor | None = None,
+    expand_scale: Tensor | None = None,
+    expand_bias: Tensor | None = None,
+    next_scale: Tensor | None = None,
+    next_bias: Tensor | None = None,
+    config: ConvConfig | None = None,
+    pdl: bool = False,
+    name: str = "bottleneck_tail",
+) -> list[Launch]:
+    """Bind the fused tail to its planes.
+
+    Args:
+        x: [rows, columns, in], the output of the block's first 1x1.
+        mid: 3x3 with padding 1, any stride.
+        expand: 1x1, ``mid`` channels to those of ``block_out``.
+        next: 1x1 of the following block, or None.
+        residual: plane of the output's size and channels.
+        block_out, next_out: what is written, at ``windows`` only; they share memory with nothing that is read.
+        windows: cells of the outputs' planes.
+        mid_scale, mid_bias, expand_scale, expand_bias, next_scale, next_bias: fp32 [out]; None: 1 and 0.
+        config: tile sizes; ``block_n`` output channels make one chunk, and ``split_k`` means nothing here.
+        pdl: programmatic dependent launch (sm_90 and newer).
+        name: of the step.
+
+    Raises:
+        InputError: a dtype, shape, geometry or device does not fit, too many channels (see :func:`fits`), or an
+            output shares memory with another plane.
+        WindowError: a window of the host is not within the outputs.
+    """
+    x = as_plane(x, "x", DTYPES)
+    residual = as_plane(residual, "residual", (x.dtype,))
+    block_out = as_plane(block_out, "block_out", (x.dtype,))
+    if (next is None) != (next_out is None):
+        raise InputError("pass both next and next_out, or neither")
+    following = None if next_out is None else as_plane(next_out, "next_out", (x.dtype,))
+    weights = {"mid": mid, "expand": expand} | ({} if next is None else {"next": next})
+    _check_weights(x, weights)
+    outputs = {"block_out": block_out} | ({} if following is None else {"next_out": following})
+    inputs = {"x": x, "residual": residual}
+    for plane_name, plane, channels in (
+        ("residual", residual, expand.out_channels),
+        ("block_out", block_out, expand.out_channels),
+        ("next_out", following, 0 if next is None else next.out_channels),
+    ):
+        if plane is not None and (plane.channels != channels or plane.plane != block_out.plane):
+            raise InputError(
+                f"{plane_name} is {plane.channels} channels on a plane of {plane.plane}; "
+                f"pass {channels} channels on {block_out.plane}, that of block_out"
+            )
+    refuse_overlap(outputs, inputs)
+    for other in (residual, following):
+        if other is not None:
+            as_windows(windows, other)
+    table = as_windows(windows, block_out)
+    vectors = {
+        f"{role}_{kind}_ptr": as_vector(value, f"{role}_{kind}", weight.out_channels if weight else 0)
+        for role, weight, values in (
+            ("mid", mid, (mid_scale, mid_bias)),
+            ("expand", expand, (expand_scale, expand_bias)),
+            ("next", next, (next_scale, next_bias)),
+        )
+        for kind, value in zip(("scale", "bias"), values, strict=True)
+    }
+    tensors = [plane.tensor for plane in (*inputs.values(), *outputs.values())]
+    same_device(*tensors, *(weight.tensor for weight in weights.values()), *vectors.values(), table.table)
+
+    next_channels = 0 if next is None else next.out_channels
+    chosen = _bounded(config, x.dtype, mid, expand.out_channels, next_channels, table)
+    next_args: dict[str, Any] = dict.fromkeys(("next_ptr", "next_offset", "next_row", "next_pixel", "next_weight_ptr"))
+    if next is not None and following is not None:
+        next_args = plane_args("next", following) | {"next_weight_ptr": next.tensor}
+    args, absent = split_absent(
+        plane_args("x", x)
+        | {"height": x.plane[0], "width": x.plane[1]}
+        | plane_args("residual", residual)
+        | plane_args("out", block_out)
+        | next_args
+        | {"windows_ptr": windows_arg(table), "mid_weight_ptr": mid.tensor, "expand_weight_ptr": expand.tensor}
+        | vectors
+    )
+    meta = {
+        **absent,
+        "IN": x.channels,
+        "IN_PADDED": mid.tensor.shape[2],
+        "MID": mid.out_channels,
+        "MID_PADDED": expand.tensor.shape[2],
+        "OUT": expand.out_channels,
+        "OUT_PADDED": 0 if next is None else next.tensor.shape[2],
+        "NEXT": next_channels,
+        "STRIDE_Y": mid.stride[0],
+        "STRIDE_X": mid.stride[1],
+        "X_ALIGN": alignment(x),
+        "RESIDUAL_ALIGN": alignment(residual),
+        "OUT_ALIGN": alignment(block_out),
+        "NEXT_ALIGN": 1 if following is None else alignment(following),
+        "BLOCK_M": chosen.block_m,
+        "BLOCK_K": chosen.block_k,
+        "BLOCK_N": chosen.block_n,
+        "MID_BLOCK": _block(mid.out_channels),
+        "NEXT_BLOCK": _block(next_channels),
+        "UPCAST": interpreted(),
+        "PDL": pdl and not interpreted(),
+    }
+    return [
+        Launch(
+            name,
+            bottleneck_tail_kernel,
+            (triton.cdiv(table.cells, chosen.block_m), table.count, 1),
+            args,
+            meta,
+            {"num_warps": chosen.warps, "num_stages": chosen.stages} | ({"launch_pdl": True} if pdl else {}),
+            tensor_cores=True,
+            cost=_cost(x, list(weights.values()), mid, table),
+        )
+    ]
+
+
+def bottleneck_tail(
+    x: Tensor | DevicePlane,
+    mid: DeviceWeight,
+    expand: DeviceWeight,
+    next: DeviceWeight | None,
+    *,
+    residual: Tensor | DevicePlane,
+    block_out: Tensor | DevicePlane,
+    next_out: Tensor | DevicePlane | None,
+    windows: Windows | Window | Sequence[Window],
+    mid_scale: Tensor | None = None,
+    mid_bias: Tensor | None = None,
+    expand_scale: Tensor | None = None,
+    expand_bias: Tensor | None = None,
+    next_scale: Tensor | None = None,
+    next_bias: Tensor | None = None,
+    config: ConvConfig | None = None,
+) -> None:
+    """Run :func:`bottleneck_tail_launches` at once."""
+    for launch in bottleneck_tail_launches(
+        x,
+        mid,
+        expand,
+        next,
+        residual=residual,
+        block_out=block_out,
+        next_out=next_out,
+        windows=windows,
+        mid_scale=mid_scale,
+        mid_bias=mid_bias,
+        expand_scale=expand_scale,
+        expand_bias=expand_bias,
+        next_scale=next_scale,
+        next_bias=next_bias,
+        config=config,
+    ):
+        launch()
+
+
+def _check_weights(x: DevicePlane, weights: dict[str, DeviceWeight]) -> None:
+    channels = x.channels
+    for role, weight in weights.items():
+        kernel, padding = ((3, 3), (1, 1)) if role == "mid" else ((1, 1), (0, 0))
+        stride = weight.stride if role == "mid" else (1, 1)
+        geometry = weight.kernel, weight.padding, weight.stride, weight.dilation, weight.groups
+        if geometry != (kernel, padding, stride, (1, 1), 1):
+            raise InputError(
+                f"{role} has kernel, padding, stride, dilation, groups {geometry}; "
+                f"pass {(kernel, padding, 'any' if role == 'mid' else stride, (1, 1), 1)}"
+            )
+        if weight.in_channels != channels or weight.tensor.dtype != x.dtype:
+            raise InputError(
+                f"{role} takes {weight.in_channels} channels of {weight.tensor.dtype}; "
+                f"it is given {channels} of {x.dtype}"
+            )
+        channels = weight.out_channels
+    sizes = [weight.out_channels for weight in weights.values()]
+    if not fits(sizes[0], sizes[1], x.dtype, sizes[2] if len(sizes) > 2 else 0):
+        raise InputError(
+            f"middle, output and next channels {sizes} of {x.dtype}: at most {MAX_MID} middle and {MAX_NEXT} next ones "
+            "(half as many of float32) stay on chip; run single convolutions"
+        )
+
+
+def _block(channels: int) -> int:
+    """A tensor core's multiple that is a power of two."""
+    return max(16, triton.next_power_of_2(max(1, channels)))
+
+
+def _bounded(
+    config: ConvConfig | None, dtype: torch.dtype, mid: DeviceWeight, out: int, following: int, windows: Windows
+) -> ConvConfig:
+    """Tile sizes whose sums stay in registers and whose stages in 99 KiB of shared memory.
+
+    Every program reads all weights, so tiles are as small as it takes to occupy a large GPU's processors.
+    """
+    if config is not None:
+        return config
+    key = ConvKey(
+        "bottleneck_tail",
+        str(dtype).removeprefix("torch."),
+        bucket(windows.cells),
+        mid.in_channels,
+        out,
+        mid.taps,
+        windows.count,
+    )
+    base = conv_config(key)
+    widest = max(_block(mid.out_channels), _block(following)) * dtype.itemsize // 2
+    largest = 64 if widest <= 128 and dtype != torch.float32 else 32
+    return ConvConfig(
+        block_m=min(base.block_m, largest, _block(windows.cells * windows.count // PROGRAMS)),
+        block_n=max(16, min(base.block_n, _block(out), 8192 // widest)),
+        block_k=max(16, min(base.block_k, 8192 // widest)),
+        warps=4 if widest <= 64 else 8,
+        stages=min(base.stages, 3 if widest <= 64 else 2),
+    )
+
+
+def _cost(x: DevicePlane, weights: list[DeviceWeight], mid: DeviceWeight, windows: Windows) -> Cost:
+    cells = windows.cells * windows.count
+    size = x.tensor.element_size()
+    channels = [weight.out_channels for weight in weights]
+    macs = cells * sum(weight.out_channels * weight.taps * weight.in_channels for weight in weights)
+    rows, columns = ((n - 1) * s + 3 for n, s in zip(windows.bound, mid.stride, strict=True))
+    read = rows * columns * windows.count * x.channels + cells * channels[1]
+    read += sum(weight.tensor.numel() for weight in weights)
+    return Cost(macs, read * size, cells * sum(channels[1:]) * size)

@@ -1,0 +1,119 @@
+"""How the kernels of windows take planes, scales and biases: as arguments on the host, as addresses on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tracenet_kernels.errors import InputError
+from tracenet_kernels.triton.planes import DevicePlane, Windows
+
+ACCESS_BYTES = 16
+"""The widest access to global memory of one thread."""
+
+
+def alignment(plane: DevicePlane) -> int:
+    """Elements, a power of two up to one 16-byte access, that divide both strides and the offset of ``plane``."""
+    most = ACCESS_BYTES // plane.tensor.element_size()
+    return next(
+        n
+        for n in (16, 8, 4, 2, 1)
+        if n <= most and not any(value % n for value in (plane.row_stride, plane.pixel_stride, plane.offset))
+    )
+
+
+def plane_args(name: str, plane: DevicePlane) -> dict[str, Any]:
+    """Run-time arguments of a plane: pointer, element of cell (0, 0), strides."""
+    return {
+        f"{name}_ptr": plane.tensor,
+        f"{name}_offset": plane.offset,
+        f"{name}_row": plane.row_stride,
+        f"{name}_pixel": plane.pixel_stride,
+    }
+
+
+def windows_arg(windows: Windows) -> Tensor:
+    """The rows that a launch uses."""
+    return windows.table[windows.first : windows.first + windows.count]
+
+
+def as_vector(value: Tensor | None, name: str, length: int) -> Tensor | None:
+    """A checked scale or bias.
+
+    Raises:
+        InputError: not contiguous fp32 [length].
+    """
+    if value is None:
+        return None
+    if value.dtype != torch.float32 or tuple(value.shape) != (length,) or not value.is_contiguous():
+        raise InputError(f"{name} is {value.dtype} {tuple(value.shape)}; pass contiguous float32 [{length}] or None")
+    return value
+
+
+def split_absent(args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, None]]:
+    """Arguments that are there, and those that are None: the latter are compile-time constants."""
+    present = {name: value for name, value in args.items() if value is not None}
+    return present, {name: None for name in args if name not in present}
+
+
+def overlap(a: DevicePlane, b: DevicePlane) -> bool:
+    """Whether the address ranges of two planes have a byte in common."""
+
+    def span(tensor: Tensor) -> tuple[int, int]:
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+    (a0, a1), (b0, b1) = span(a.tensor), span(b.tensor)
+    return a.tensor.device == b.tensor.device and a0 < b1 and b0 < a1
+
+
+def refuse_overlap(outputs: Mapping[str, DevicePlane], inputs: Mapping[str, DevicePlane]) -> None:
+    """Raises InputError where an output shares memory with an input or with another output."""
+    names = list(outputs)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]] + [(a, b) for a in names for b in inputs]
+    both = {**inputs, **outputs}
+    for a, b in pairs:
+        if overlap(both[a], both[b]):
+            raise InputError(f"{a} and {b} share memory; give each output memory of its own")
+
+
+@triton.jit
+def aligned(value, ALIGN: tl.constexpr):
+    """``value``, known to be a multiple of ALIGN."""
+    if ALIGN > 1:
+        return tl.multiple_of(value, ALIGN)
+    else:  # noqa: RET505 - both branches must be static
+        return value
+
+
+@triton.jit
+def cell_offsets(y, x, offset, row, pixel, ALIGN: tl.constexpr):
+    """Elements from a plane's pointer to the first channel of cells (y, x)."""
+    return aligned(offset, ALIGN) + y * aligned(row, ALIGN) + x * aligned(pixel, ALIGN)
+
+
+@triton.jit
+def window_of_program(windows_ptr, index):
+    """Rows and columns of one window, and its cells; none where it is empty."""
+    row = windows_ptr + index * 4
+    y0 = tl.load(row)
+    y1 = tl.load(row + 1)
+    x0 = tl.load(row + 2)
+    x1 = tl.load(row + 3)
+    return y0, y1, x0, x1, tl.maximum(y1 - y0, 0) * tl.maximum(x1 - x0, 0)
+
+
+@triton.jit
+def scaled(values, scale_ptr, bias_ptr, channel, channels):
+    """``values * scale + bias`` in fp32, per channel of the last axis; absent pointers are None."""
+    present = channel < channels
+    if scale_ptr is not None:
+        values *= tl.load(scale_ptr + channel, mask=present, other=0.0)[None, :]
+    if bias_ptr is not None:
+        values += tl.load(bias_ptr + channel, mask=present, other=0.0)[None, :]
+    return values
