@@ -13,6 +13,8 @@ class ConvConfig:
         block_m, block_n, block_k: output cells, output channels and input channels of one tile.
         split_k: programs that share one tile's sum.
         warps, stages: of Triton.
+        swap: output channels are the rows of the tensor-core product and cells its columns: a window of few cells
+            then wastes no rows of an instruction that takes 64.
     """
 
     block_m: int = 64
@@ -21,6 +23,7 @@ class ConvConfig:
     split_k: int = 1
     warps: int = 4
     stages: int = 3
+    swap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
