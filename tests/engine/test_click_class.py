@@ -19,6 +19,7 @@ from tracenet.engine.lower import lower
 from tracenet.engine.schedule import Plane, Schedule, Step
 from tracenet.engine.windows import NotSeparable, plan_windows
 from tracenet.standard import standard_request
+from tracenet_kernels import reference
 from tracenet_kernels.errors import ClickError, RequestError
 from tracenet_kernels.window import EMPTY, Window
 
@@ -154,3 +155,17 @@ def test_what_cannot_be_asked(network: tuple[torch.nn.Module, Schedule], locate:
     flat.image(3, 1, 1)
     with pytest.raises(RequestError, match="exactly one"):
         ClickClass.of(flat.schedule({"out": 0}), RequestForm({0: AtClick(1)}))
+
+
+def test_tables_are_what_a_device_gathers_from(network: tuple[torch.nn.Module, Schedule], locate: ClickClass) -> None:
+    plane = network[1].outputs["mask_half"]
+    segment = ClickClass.of(network[1], RequestForm({plane: Anywhere(16, 16)}))
+    for clicks, tables, request, asked in (
+        (locate, locate.click, [77, 40], ((77, 40), None)),
+        (segment, segment.anywhere[plane], [3, 17, 30, 40], (None, {plane: Window(3, 17, 30, 40)})),
+    ):
+        assert tables is not None
+        rows, columns = ((torch.from_numpy(axis.lo), torch.from_numpy(axis.hi)) for axis in tables)
+        unit = clicks.unit if len(request) == 2 else 0
+        found = reference.plan_windows(torch.tensor(request), rows, columns, unit=unit)
+        assert [Window(*row) for row in found[:, 0].tolist()] == clicks.windows(*asked)

@@ -4,7 +4,8 @@ A twin computes the whole plane, [H, W, C] in and out, in the dtype of what it i
 """
 
 from tracenet_kernels.reference.conv import conv2d, dequantise, quantise
+from tracenet_kernels.reference.plan_windows import plan_windows
 from tracenet_kernels.reference.pools import avg_pool2d, max_pool2d
 from tracenet_kernels.reference.resizes import aligned_bilinear
 
-__all__ = ["aligned_bilinear", "avg_pool2d", "conv2d", "dequantise", "max_pool2d", "quantise"]
+__all__ = ["aligned_bilinear", "avg_pool2d", "conv2d", "dequantise", "max_pool2d", "plan_windows", "quantise"]
