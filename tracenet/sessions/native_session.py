@@ -13,70 +13,16 @@ from tracenet import inference
 from tracenet.config import TraceNetConfig
 from tracenet.engine.program import Program
 from tracenet.engine.session import Session as EngineSession
-from tracenet.engine.session import SessionResult
 from tracenet.inference import Canvas
 from tracenet.resize import ResizedPhoto
 from tracenet.sessions.base import Parameters
+from tracenet.sessions.schedule_plan import SchedulePlan
 from tracenet_kernels.window import Window
 
 MAX_SIZES = 2 * inference.MAX_FACTORS
 """Programs kept, one per padded image size, least recently used dropped first; they share their weights."""
 INPUTS = ("theta", "origin", "size_of_interest")
 """The network's inputs after the image, in order."""
-
-
-class NativePlan:
-    """What one request computed; see :class:`tracenet.sessions.PhasePlan`."""
-
-    barriers: tuple[str, ...] = ()
-
-    def __init__(self, program: Program, request: Mapping[str, Window], result: SessionResult) -> None:
-        self.request = dict(request)
-        self.macs = result.macs
-        self.full_macs = result.full_macs
-        self.planning_ms = result.planning_us * 1e-3
-        self._program = program
-        self._result = result
-
-    @cached_property
-    def windows(self) -> dict[str, Window]:
-        """Name -> window of every plane that was visited and, as aliases, of every output that is one of them."""
-        planes = self._program.schedule.planes
-        found = dict(self._result.windows)
-        for name, number in self._program.schedule.outputs.items():
-            if planes[number].name in found:
-                found.setdefault(name, found[planes[number].name])
-        return found
-
-    @property
-    def planes(self) -> dict[str, tuple[int, int]]:
-        """Rows and columns of the plane of every name in ``windows``."""
-        schedule, numbers = self._program.schedule, self._program.plane_numbers
-        planes = {name: schedule.planes[numbers.get(name, schedule.outputs.get(name, 0))] for name in self.windows}
-        return {name: (plane.height, plane.width) for name, plane in planes.items()}
-
-    def table(self, full: bool = False) -> str:
-        """One aligned line per step with multiply-adds (``full=True``: every step that was run), then totals."""
-        schedule, windows, macs = self._program.schedule, self._result.windows, self._result.step_macs
-        rows: list[tuple[str, ...]] = [("step", "op", "plane", "window", "share", "MMACs")]
-        for step in schedule.steps:
-            plane = schedule.planes[step.output]
-            window = windows.get(plane.name)
-            if window is not None and (full or macs[step.name]):
-                share = f"{window.area / (plane.height * plane.width):.0%}"
-                size = f"{plane.height}x{plane.width}"
-                rows.append((step.name, step.op, size, str(window), share, f"{macs[step.name] / 1e6:.1f}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        rows.insert(1, tuple("-" * width for width in widths))
-        lines = [
-            "  ".join(c.rjust(w) if i > 3 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in rows
-        ]
-        lines.append(
-            f"{self.macs / 1e9:.3f} of {self.full_macs / 1e9:.3f} GMACs ({self.macs / max(self.full_macs, 1):.1%}), "
-            f"planned in {self.planning_ms:.2f} ms"
-        )
-        return "\n".join(line.rstrip() for line in lines)
 
 
 class NativeNetwork:
@@ -122,11 +68,12 @@ class NativeSession:
 
     def run(
         self, request: Mapping[str, Window], parameters: Parameters | None = None
-    ) -> tuple[NativePlan, dict[str, NDArray[np.float32]]]:
+    ) -> tuple[SchedulePlan, dict[str, NDArray[np.float32]]]:
         given = {i: parameters[name] for i, name in enumerate(INPUTS, 1)} if parameters is not None else None
         session = self._session
         result = session.run(dict(request.items()), given)
-        return NativePlan(session.program, request, result), {str(n): value for n, value in result.outputs.items()}
+        plan = SchedulePlan(session.program.schedule, request, result)
+        return plan, {str(n): value for n, value in result.outputs.items()}
 
     def forget(self) -> None:
         if "_session" in self.__dict__:
