@@ -3,9 +3,19 @@
 A twin computes the whole plane, [H, W, C] in and out, in the dtype of what it is given (float64 in tests).
 """
 
+from tracenet_kernels.reference.bottleneck import bottleneck_tail
 from tracenet_kernels.reference.conv import conv2d, dequantise, quantise
 from tracenet_kernels.reference.plan_windows import plan_windows
 from tracenet_kernels.reference.pools import avg_pool2d, max_pool2d
 from tracenet_kernels.reference.resizes import aligned_bilinear
 
-__all__ = ["aligned_bilinear", "avg_pool2d", "conv2d", "dequantise", "max_pool2d", "plan_windows", "quantise"]
+__all__ = [
+    "aligned_bilinear",
+    "avg_pool2d",
+    "bottleneck_tail",
+    "conv2d",
+    "dequantise",
+    "max_pool2d",
+    "plan_windows",
+    "quantise",
+]

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tracenet_kernels.errors import InputError
+from tracenet_kernels.triton.cellwise import await_inputs, check_pdl, launch_options
 from tracenet_kernels.triton.launch import Cost, Launch
 from tracenet_kernels.triton.planes import MAX_ELEMENTS, same_device
 
@@ -59,8 +60,7 @@ def plan_windows_kernel(
     plane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = plane < planes
     row = tl.load(first_row + plane, mask=there, other=-1)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
+    await_inputs(PDL)
     if UNIT > 0:
         start_x = _position(tl.load(request), positions_x, UNIT)
         start_y = _position(tl.load(request + 1), positions_y, UNIT)
@@ -98,8 +98,6 @@ def plan_windows_kernel(
     value = tl.where(edge == 0, y0, tl.where(edge == 1, y1, tl.where(edge == 2, x0, x1)))
     value = tl.where((y0 < y1) & (x0 < x1), value, 0)
     tl.store(table + (row * 4)[:, None] + column, value, mask=(row >= 0)[:, None])
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
 
 
 def plan_windows_launches(
@@ -126,7 +124,7 @@ def plan_windows_launches(
         unit: pixels per position of the tables.
         minus: a table of the same shape, whose first row per plane is left out of the window.
         may_subtract: int32 [planes], not 0 where that is allowed: the plane still holds those cells.
-        pdl: let the next kernel start early, and start early (sm_90 on).
+        pdl: programmatic dependent launch (sm_90 on).
 
     Raises:
         InputError: a dtype, shape, device or row that does not fit.
@@ -170,10 +168,10 @@ def plan_windows_launches(
         "positions_x": tables_x[0].shape[0],
         "planes": planes,
     }
-    meta = {"UNIT": unit, "MINUS": minus is not None, "BLOCK": _PLANES_PER_PROGRAM, "PDL": pdl}
+    meta = {"UNIT": unit, "MINUS": minus is not None, "BLOCK": _PLANES_PER_PROGRAM, "PDL": check_pdl(pdl)}
     grid = (triton.cdiv(planes, _PLANES_PER_PROGRAM), 1, 1)
     read = planes * (4 * tables_y[0].element_size() + 4 + (20 if minus is not None else 0))
-    options = {"num_warps": 1, **({"launch_pdl": True} if pdl else {})}
+    options = launch_options(1, pdl=pdl)
     return [Launch(name, plan_windows_kernel, grid, args, meta, options, cost=Cost(0, read, planes * PIECES * 16))]
 
 
