@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from tracenet_kernels import native
+from tracenet_kernels import gpu, native
 from tracenet_kernels.errors import BackendError
 
 AUTO = "auto"
@@ -29,12 +29,16 @@ class Backend:
         what: it is, in a few words.
         why_not: why it cannot run here, or an empty string where it can.
         require: raises BackendError with the reason and the remedy where it cannot.
+        not_automatic: why ``"auto"`` passes it over although it can run, or an empty string.
+        expected: whether its absence is worth a warning.
     """
 
     name: str
     what: str
     why_not: Callable[[], str]
     require: Callable[[], object]
+    not_automatic: Callable[[], str] = lambda: ""
+    expected: bool = True
 
     @property
     def available(self) -> bool:
@@ -45,6 +49,14 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
     {
         backend.name: backend
         for backend in (
+            Backend(
+                "triton",
+                "Triton kernels in place on windows, NVIDIA GPUs, fp16, bf16 and fp32",
+                gpu.why_not,
+                gpu.require,
+                lambda: "TRITON_INTERPRET runs it in an interpreter" if gpu.interpreted() else "",
+                expected=False,
+            ),
             Backend("native", "C++ kernels in place on windows, CPU, fp32", native.why_not, native.require),
             Backend("torch", "crop and pad in PyTorch, any device and dtype", lambda: "", lambda: None),
         )
@@ -84,10 +96,12 @@ def choose(name: object, obstacles: Mapping[str, str] = MappingProxyType({})) ->
 
 def _best(obstacles: Mapping[str, str]) -> str:
     for backend in BACKENDS.values():
-        reason = backend.why_not() or obstacles.get(backend.name, "")
+        absent = backend.why_not() or backend.not_automatic()
+        reason = absent or obstacles.get(backend.name, "")
         if not reason:
             return backend.name
-        say_once(f"not using backend {backend.name!r}: {reason}")
+        if backend.expected or not absent:
+            say_once(f"not using backend {backend.name!r}: {reason}")
     raise BackendError(f"no backend fits: {dict(obstacles)}")
 
 

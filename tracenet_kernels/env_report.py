@@ -46,8 +46,11 @@ def _gpus() -> list[str]:
 
 
 def _backends() -> list[tuple[str, str]]:
-    rows = [(f"backend {b.name}", f"{b.what}, " + (b.why_not() or "available")) for b in BACKENDS.values()]
-    return [*rows, ("backend triton", "not available: no kernels yet")]
+    rows: list[tuple[str, str]] = []
+    for b in BACKENDS.values():
+        state = f"not available: {reason}" if (reason := b.why_not()) else b.not_automatic() or "available"
+        rows.append((f"backend {b.name}", f"{b.what}, {state}"))
+    return rows
 
 
 def report() -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 
 from tracenet_kernels.errors import BackendError
 
+_DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/nvmap", "/dev/dxg")
+"""What NVIDIA's drivers for servers and desktops, Jetsons, and WSL put there."""
 MIN_CAPABILITY = (8, 0)
 """The oldest compute capability with the tensor-core instructions and asynchronous copies that kernels use."""
 
@@ -22,6 +25,9 @@ def why_not() -> str:
         return "Triton is not installed (it comes with PyTorch's CUDA wheels for Linux; or install tracenet[gpu])"
     if interpreted():
         return ""
+    # A glance at the driver first: importing PyTorch takes a second, which the native backend does without.
+    if sys.platform == "linux" and not any(map(os.path.exists, _DRIVER_FILES)):
+        return "there is no NVIDIA driver"
     import torch
 
     if not torch.cuda.is_available():

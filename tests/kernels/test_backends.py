@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 
-from tracenet_kernels import backends, native
+from tracenet_kernels import backends, gpu, native
 from tracenet_kernels.backends import BACKENDS, choose, say_once
 from tracenet_kernels.errors import BackendError
 
@@ -27,7 +28,7 @@ def with_extension(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_registry_is_frozen() -> None:
-    assert list(BACKENDS) == ["native", "torch"]
+    assert list(BACKENDS) == ["triton", "native", "torch"]
     with pytest.raises(TypeError):
         BACKENDS["mine"] = BACKENDS["torch"]  # type: ignore[index]
     with pytest.raises(AttributeError):
@@ -36,8 +37,27 @@ def test_the_registry_is_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["cuda", "", "Native", None, 3, ["native"]])
 def test_unknown_backends_are_refused(name: object) -> None:
-    with pytest.raises(BackendError, match=r"is not available; choose one of \('auto', 'native', 'torch'\)"):
+    with pytest.raises(BackendError, match=r"is not available; choose one of \('auto', 'triton', 'native', 'torch'\)"):
         choose(name)
+
+
+def test_no_gpu_is_no_news(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(gpu, "_DRIVER_FILES", ())
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert gpu.why_not()
+    with caplog.at_level(logging.WARNING):
+        assert choose("auto", {"native": "it is a test"}) == "torch"
+    assert caplog.messages == ["not using backend 'native': it is a test"]
+    with pytest.raises(BackendError, match="'triton' cannot run here: .*choose 'auto', 'native' or 'torch'"):
+        choose("triton")
+
+
+def test_the_interpreter_is_never_chosen_automatically(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose("triton") == "triton"
+    assert choose("auto", {"native": "it is a test"}) == "torch"
 
 
 @pytest.mark.usefixtures("without_extension")
