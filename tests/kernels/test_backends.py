@@ -49,7 +49,7 @@ def test_no_gpu_is_no_news(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         assert choose("auto", {"native": "it is a test"}) == "torch"
     assert caplog.messages == ["not using backend 'native': it is a test"]
-    with pytest.raises(BackendError, match="'triton' cannot run here: .*choose 'auto', 'native' or 'torch'"):
+    with pytest.raises(BackendError, match=r"'triton' cannot run here: .*choose 'auto', 'native' or 'torch'"):
         choose("triton")
 
 
