@@ -20,6 +20,17 @@ import triton.language as tl
 from torch import Tensor
 
 from tracenet_kernels.errors import InputError
+from tracenet_kernels.triton.cellwise import (
+    await_inputs,
+    cell_of,
+    check_pdl,
+    launch_options,
+    plane_args,
+    relu,
+    run_all,
+    table_of,
+    window_of,
+)
 from tracenet_kernels.triton.configs import ConvConfig, ConvKey, bucket, conv_config
 from tracenet_kernels.triton.launch import Cost, Launch
 from tracenet_kernels.triton.operands import (
@@ -27,12 +38,9 @@ from tracenet_kernels.triton.operands import (
     alignment,
     as_vector,
     cell_offsets,
-    plane_args,
     refuse_overlap,
     scaled,
     split_absent,
-    window_of_program,
-    windows_arg,
 )
 from tracenet_kernels.triton.planes import DevicePlane, Windows, as_plane, as_windows, interpreted, same_device
 from tracenet_kernels.triton.weights import DeviceWeight
@@ -63,76 +71,36 @@ def fits(mid: int, out: int, dtype: torch.dtype, next_channels: int = 0) -> bool
 
 @triton.jit
 def bottleneck_tail_kernel(
-    x_ptr,
-    x_offset,
-    x_row,
-    x_pixel,
-    height,
-    width,
-    residual_ptr,
-    residual_offset,
-    residual_row,
-    residual_pixel,
-    out_ptr,
-    out_offset,
-    out_row,
-    out_pixel,
-    next_ptr,
-    next_offset,
-    next_row,
-    next_pixel,
-    windows_ptr,
-    mid_weight_ptr,
-    mid_scale_ptr,
-    mid_bias_ptr,
-    expand_weight_ptr,
-    expand_scale_ptr,
-    expand_bias_ptr,
-    next_weight_ptr,
-    next_scale_ptr,
-    next_bias_ptr,
-    IN: tl.constexpr,
-    IN_PADDED: tl.constexpr,
-    MID: tl.constexpr,
-    MID_PADDED: tl.constexpr,
-    OUT: tl.constexpr,
-    OUT_PADDED: tl.constexpr,
-    NEXT: tl.constexpr,
-    STRIDE_Y: tl.constexpr,
-    STRIDE_X: tl.constexpr,
-    X_ALIGN: tl.constexpr,
-    RESIDUAL_ALIGN: tl.constexpr,
-    OUT_ALIGN: tl.constexpr,
-    NEXT_ALIGN: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    MID_BLOCK: tl.constexpr,
-    NEXT_BLOCK: tl.constexpr,
-    UPCAST: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """One tile of BLOCK_M cells of one window: grid (tiles, windows)."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    y0, _, x0, x1, cells = window_of_program(windows_ptr, tl.program_id(1))
+    x, x_offset, x_row, x_pixel, height, width,
+    residual, residual_offset, residual_row, residual_pixel,
+    out, out_offset, out_row, out_pixel,
+    following, following_offset, following_row, following_pixel,
+    table, mid_weight, mid_scale, mid_bias, expand_weight, expand_scale, expand_bias,
+    next_weight, next_scale, next_bias,
+    IN: tl.constexpr, IN_PADDED: tl.constexpr, MID: tl.constexpr, MID_PADDED: tl.constexpr,
+    OUT: tl.constexpr, OUT_PADDED: tl.constexpr, NEXT: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
+    X_ALIGN: tl.constexpr, RESIDUAL_ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, NEXT_ALIGN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    MID_BLOCK: tl.constexpr, NEXT_BLOCK: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One tile of BLOCK_M cells of one window: grid (tiles, 1, windows)."""
+    await_inputs(PDL)
+    y0, x0, rows, columns = window_of(table)
     first = tl.program_id(0) * BLOCK_M
-    if first >= cells:
+    if (first >= rows * columns) | (rows <= 0) | (columns <= 0):
         return
     cell = first + tl.arange(0, BLOCK_M)
-    inside = cell < cells
-    oy = y0 + cell // (x1 - x0)
-    ox = x0 + cell % (x1 - x0)
+    inside = cell < rows * columns
+    oy, ox = cell_of(y0, x0, columns, cell)
 
     # The 3x3 over all its input channels.
-    dtype: tl.constexpr = tl.float32 if UPCAST else x_ptr.dtype.element_ty
+    dtype: tl.constexpr = tl.float32 if UPCAST else x.dtype.element_ty
     iy = oy * STRIDE_Y - 1
     ix = ox * STRIDE_X - 1
-    cell_ptrs = x_ptr + cell_offsets(iy, ix, x_offset, x_row, x_pixel, X_ALIGN)  # [M]
+    cells = x + cell_offsets(iy, ix, x_offset, x_row, x_pixel, X_ALIGN)  # [M]
     k = tl.arange(0, BLOCK_K)
     mid = tl.arange(0, MID_BLOCK)
-    mid_rows = mid_weight_ptr + mid[None, :] * (9 * IN_PADDED)
+    mid_rows = mid_weight + mid[None, :] * (9 * IN_PADDED)
     K_BLOCKS: tl.constexpr = (IN + BLOCK_K - 1) // BLOCK_K
     acc = tl.zeros([BLOCK_M, MID_BLOCK], tl.float32)
     for step in range(9 * K_BLOCKS):
@@ -147,16 +115,16 @@ def bottleneck_tail_kernel(
         if IN % BLOCK_K != 0:
             x_mask &= channel[None, :] < IN
             weight_mask &= channel[:, None] < IN
-        a = tl.load((cell_ptrs + shift)[:, None] + channel[None, :], mask=x_mask, other=0.0)  # [M, K]
+        a = tl.load((cells + shift)[:, None] + channel[None, :], mask=x_mask, other=0.0)  # [M, K]
         b = tl.load(mid_rows + tap * IN_PADDED + channel[:, None], mask=weight_mask, other=0.0)  # [K, mid]
         acc = tl.dot(a.to(dtype), b.to(dtype), acc, input_precision="tf32x3")
-    t = tl.maximum(scaled(acc, mid_scale_ptr, mid_bias_ptr, mid, MID), 0.0).to(x_ptr.dtype.element_ty).to(dtype)
+    t = relu(scaled(acc, mid_scale, mid_bias, mid, MID)).to(x.dtype.element_ty).to(dtype)
 
     # Output channels in chunks; each is part of the next block's sum as soon as it is there.
-    residual_ptrs = residual_ptr + cell_offsets(oy, ox, residual_offset, residual_row, residual_pixel, RESIDUAL_ALIGN)
-    out_ptrs = out_ptr + cell_offsets(oy, ox, out_offset, out_row, out_pixel, OUT_ALIGN)
-    following = tl.arange(0, NEXT_BLOCK)
-    next_sum = tl.zeros([BLOCK_M, NEXT_BLOCK], tl.float32)
+    residual_cells = residual + cell_offsets(oy, ox, residual_offset, residual_row, residual_pixel, RESIDUAL_ALIGN)
+    out_cells = out + cell_offsets(oy, ox, out_offset, out_row, out_pixel, OUT_ALIGN)
+    last = tl.arange(0, NEXT_BLOCK)
+    z = tl.zeros([BLOCK_M, NEXT_BLOCK], tl.float32)
     for n0 in range(0, OUT, BLOCK_N):
         channel = n0 + tl.arange(0, BLOCK_N)
         cell_mask = inside[:, None]
@@ -164,30 +132,26 @@ def bottleneck_tail_kernel(
         if OUT % BLOCK_N != 0:
             cell_mask &= channel[None, :] < OUT
             weight_mask &= channel[None, :] < OUT
-        residual = tl.load(residual_ptrs[:, None] + channel[None, :], mask=cell_mask, other=0.0)
+        addend = tl.load(residual_cells[:, None] + channel[None, :], mask=cell_mask, other=0.0)
         weight = tl.load(
-            expand_weight_ptr + channel[None, :] * MID_PADDED + mid[:, None], mask=weight_mask, other=0.0
+            expand_weight + channel[None, :] * MID_PADDED + mid[:, None], mask=weight_mask, other=0.0
         )  # [mid, N]
         y = tl.dot(t, weight.to(dtype), input_precision="tf32x3")
-        y = scaled(y, expand_scale_ptr, expand_bias_ptr, channel, OUT) + residual.to(tl.float32)
-        y = tl.maximum(y, 0.0).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptrs[:, None] + channel[None, :], y, mask=cell_mask)
+        y = relu(scaled(y, expand_scale, expand_bias, channel, OUT) + addend.to(tl.float32)).to(out.dtype.element_ty)
+        tl.store(out_cells[:, None] + channel[None, :], y, mask=cell_mask)
         if NEXT > 0:
-            weight_mask = following[None, :] < NEXT
+            weight_mask = last[None, :] < NEXT
             if OUT % BLOCK_N != 0:
                 weight_mask &= channel[:, None] < OUT
             weight = tl.load(
-                next_weight_ptr + following[None, :] * OUT_PADDED + channel[:, None], mask=weight_mask, other=0.0
+                next_weight + last[None, :] * OUT_PADDED + channel[:, None], mask=weight_mask, other=0.0
             )  # [N, next]
-            next_sum = tl.dot(y.to(dtype), weight.to(dtype), next_sum, input_precision="tf32x3")
+            z = tl.dot(y.to(dtype), weight.to(dtype), z, input_precision="tf32x3")
     if NEXT > 0:
-        z = tl.maximum(scaled(next_sum, next_scale_ptr, next_bias_ptr, following, NEXT), 0.0)
-        next_ptrs = next_ptr + cell_offsets(oy, ox, next_offset, next_row, next_pixel, NEXT_ALIGN)
-        tl.store(
-            next_ptrs[:, None] + following[None, :],
-            z.to(next_ptr.dtype.element_ty),
-            mask=inside[:, None] & (following[None, :] < NEXT),
-        )
+        z = relu(scaled(z, next_scale, next_bias, last, NEXT))
+        cells = following + cell_offsets(oy, ox, following_offset, following_row, following_pixel, NEXT_ALIGN)
+        z_mask = inside[:, None] & (last[None, :] < NEXT)
+        tl.store(cells[:, None] + last[None, :], z.to(following.dtype.element_ty), mask=z_mask)
 
 
 def bottleneck_tail_launches(
@@ -256,7 +220,7 @@ def bottleneck_tail_launches(
             as_windows(windows, other)
     table = as_windows(windows, block_out)
     vectors = {
-        f"{role}_{kind}_ptr": as_vector(value, f"{role}_{kind}", weight.out_channels if weight else 0)
+        f"{role}_{kind}": as_vector(value, f"{role}_{kind}", weight.out_channels if weight else 0)
         for role, weight, values in (
             ("mid", mid, (mid_scale, mid_bias)),
             ("expand", expand, (expand_scale, expand_bias)),
@@ -269,16 +233,18 @@ def bottleneck_tail_launches(
 
     next_channels = 0 if next is None else next.out_channels
     chosen = _bounded(config, x.dtype, mid, expand.out_channels, next_channels, table)
-    next_args: dict[str, Any] = dict.fromkeys(("next_ptr", "next_offset", "next_row", "next_pixel", "next_weight_ptr"))
+    next_args: dict[str, Any] = dict.fromkeys(
+        ("following", "following_offset", "following_row", "following_pixel", "next_weight")
+    )
     if next is not None and following is not None:
-        next_args = plane_args("next", following) | {"next_weight_ptr": next.tensor}
+        next_args = plane_args("following", following) | {"next_weight": next.tensor}
     args, absent = split_absent(
         plane_args("x", x)
         | {"height": x.plane[0], "width": x.plane[1]}
         | plane_args("residual", residual)
         | plane_args("out", block_out)
         | next_args
-        | {"windows_ptr": windows_arg(table), "mid_weight_ptr": mid.tensor, "expand_weight_ptr": expand.tensor}
+        | {"table": table_of(table), "mid_weight": mid.tensor, "expand_weight": expand.tensor}
         | vectors
     )
     meta = {
@@ -302,16 +268,16 @@ def bottleneck_tail_launches(
         "MID_BLOCK": _block(mid.out_channels),
         "NEXT_BLOCK": _block(next_channels),
         "UPCAST": interpreted(),
-        "PDL": pdl and not interpreted(),
+        "PDL": check_pdl(pdl),
     }
     return [
         Launch(
             name,
             bottleneck_tail_kernel,
-            (triton.cdiv(table.cells, chosen.block_m), table.count, 1),
+            (triton.cdiv(table.cells, chosen.block_m), 1, table.count),
             args,
             meta,
-            {"num_warps": chosen.warps, "num_stages": chosen.stages} | ({"launch_pdl": True} if pdl else {}),
+            launch_options(chosen.warps, chosen.stages, pdl=pdl),
             tensor_cores=True,
             cost=_cost(x, list(weights.values()), mid, table),
         )
@@ -337,24 +303,13 @@ def bottleneck_tail(
     config: ConvConfig | None = None,
 ) -> None:
     """Run :func:`bottleneck_tail_launches` at once."""
-    for launch in bottleneck_tail_launches(
-        x,
-        mid,
-        expand,
-        next,
-        residual=residual,
-        block_out=block_out,
-        next_out=next_out,
-        windows=windows,
-        mid_scale=mid_scale,
-        mid_bias=mid_bias,
-        expand_scale=expand_scale,
-        expand_bias=expand_bias,
-        next_scale=next_scale,
-        next_bias=next_bias,
-        config=config,
-    ):
-        launch()
+    run_all(
+        bottleneck_tail_launches(
+            x, mid, expand, next, residual=residual, block_out=block_out, next_out=next_out, windows=windows,
+            mid_scale=mid_scale, mid_bias=mid_bias, expand_scale=expand_scale, expand_bias=expand_bias,
+            next_scale=next_scale, next_bias=next_bias, config=config,
+        )
+    )  # fmt: skip
 
 
 def _check_weights(x: DevicePlane, weights: dict[str, DeviceWeight]) -> None:

@@ -1,4 +1,4 @@
-"""How the kernels of windows take planes, scales and biases: as arguments on the host, as addresses on the device."""
+"""What matrix-shaped kernels share about their operands: alignment, absent ones, overlaps, addresses, epilogues."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tracenet_kernels.errors import InputError
-from tracenet_kernels.triton.planes import DevicePlane, Windows
+from tracenet_kernels.triton.planes import DevicePlane
 
 ACCESS_BYTES = 16
 """The widest access to global memory of one thread."""
@@ -25,21 +25,6 @@ def alignment(plane: DevicePlane) -> int:
         for n in (16, 8, 4, 2, 1)
         if n <= most and not any(value % n for value in (plane.row_stride, plane.pixel_stride, plane.offset))
     )
-
-
-def plane_args(name: str, plane: DevicePlane) -> dict[str, Any]:
-    """Run-time arguments of a plane: pointer, element of cell (0, 0), strides."""
-    return {
-        f"{name}_ptr": plane.tensor,
-        f"{name}_offset": plane.offset,
-        f"{name}_row": plane.row_stride,
-        f"{name}_pixel": plane.pixel_stride,
-    }
-
-
-def windows_arg(windows: Windows) -> Tensor:
-    """The rows that a launch uses."""
-    return windows.table[windows.first : windows.first + windows.count]
 
 
 def as_vector(value: Tensor | None, name: str, length: int) -> Tensor | None:
@@ -84,11 +69,8 @@ def refuse_overlap(outputs: Mapping[str, DevicePlane], inputs: Mapping[str, Devi
 
 @triton.jit
 def aligned(value, ALIGN: tl.constexpr):
-    """``value``, known to be a multiple of ALIGN."""
-    if ALIGN > 1:
-        return tl.multiple_of(value, ALIGN)
-    else:  # noqa: RET505 - both branches must be static
-        return value
+    """``value``, a multiple of ALIGN, in a form that shows it: hints on arguments of functions get lost."""
+    return value // ALIGN * ALIGN
 
 
 @triton.jit
@@ -98,22 +80,11 @@ def cell_offsets(y, x, offset, row, pixel, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def window_of_program(windows_ptr, index):
-    """Rows and columns of one window, and its cells; none where it is empty."""
-    row = windows_ptr + index * 4
-    y0 = tl.load(row)
-    y1 = tl.load(row + 1)
-    x0 = tl.load(row + 2)
-    x1 = tl.load(row + 3)
-    return y0, y1, x0, x1, tl.maximum(y1 - y0, 0) * tl.maximum(x1 - x0, 0)
-
-
-@triton.jit
-def scaled(values, scale_ptr, bias_ptr, channel, channels):
+def scaled(values, scale, bias, channel, channels):
     """``values * scale + bias`` in fp32, per channel of the last axis; absent pointers are None."""
     present = channel < channels
-    if scale_ptr is not None:
-        values *= tl.load(scale_ptr + channel, mask=present, other=0.0)[None, :]
-    if bias_ptr is not None:
-        values += tl.load(bias_ptr + channel, mask=present, other=0.0)[None, :]
+    if scale is not None:
+        values *= tl.load(scale + channel, mask=present, other=0.0)[None, :]
+    if bias is not None:
+        values += tl.load(bias + channel, mask=present, other=0.0)[None, :]
     return values

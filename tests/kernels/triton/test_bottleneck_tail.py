@@ -200,9 +200,9 @@ def test_parts_of_planes_and_a_table_on_the_device() -> None:
 def test_launches_are_data() -> None:
     case = Case(dtype=torch.float16)
     y, z = case.outputs()
-    (launch,) = bottleneck_tail_launches(**case.arguments(y, z, [Window(0, 5, 0, 7)] * 2), pdl=True, name="layer1.0")
-    assert launch.name == "layer1.0" and launch.grid == (3, 2, 1) and launch.tensor_cores
-    assert launch.options["launch_pdl"] is True
+    (launch,) = bottleneck_tail_launches(**case.arguments(y, z, [Window(0, 5, 0, 7)] * 2), name="layer1.0")
+    assert launch.name == "layer1.0" and launch.grid == (3, 1, 2) and launch.tensor_cores
+    assert launch.options == {"num_warps": 4, "num_stages": 2}
     assert launch.cost.macs == 2 * 35 * (9 * 5 * 7 + 7 * 21 + 21 * 6)
     assert launch.cost.written == 2 * 35 * (21 + 6) * 2
     assert not set(launch.args) & set(launch.meta)
@@ -243,6 +243,8 @@ def test_bad_input() -> None:
     refused("share memory", residual=y)
     refused("mid_bias is", mid_bias=torch.zeros(3, device=DEVICE))
     refused("not within", WindowError, windows=Window(0, 8, 0, 1))
+    if interpreted():
+        refused("does not exist in Triton's interpreter", pdl=True)
     wide = pack_weight(torch.zeros(512, 5, 3, 3), dtype=torch.float32, device=DEVICE, padding=1)
     back = pack_weight(torch.zeros(21, 512, 1, 1), dtype=torch.float32, device=DEVICE)
     refused("stay on chip", mid=wide, expand=back, mid_scale=None, mid_bias=None)
