@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tracenet_kernels.triton.configs import ConvConfig
 from tracenet_kernels.triton.conv2d_launch import Operands, bind
-from tracenet_kernels.triton.conv2d_tile import accumulate, finish, prefetch, tile_of
+from tracenet_kernels.triton.conv2d_tile import accumulate, aligned, finish, prefetch, tile_of
 from tracenet_kernels.triton.launch import Launch
 from tracenet_kernels.triton.planes import DevicePlane, Windows, as_plane
 from tracenet_kernels.triton.split_k import Scratch, hand_in, sum_of_partials
@@ -115,14 +115,14 @@ def conv2d_kernel(
     y0, y1, x0, x1 = tl.load(window), tl.load(window + 1), tl.load(window + 2), tl.load(window + 3)
     if LEVELS:
         level = levels + job * 11
-        x_offset = tl.load(level)
-        x_row_stride = tl.load(level + 1).to(tl.int32)
-        x_pixel_stride = tl.load(level + 2).to(tl.int32)
+        x_offset = tl.multiple_of(tl.load(level), VECTOR_X)
+        x_row_stride = tl.multiple_of(tl.load(level + 1).to(tl.int32), VECTOR_X)
+        x_pixel_stride = tl.multiple_of(tl.load(level + 2).to(tl.int32), VECTOR_X)
         x_height = tl.load(level + 3).to(tl.int32)
         x_width = tl.load(level + 4).to(tl.int32)
-        out_offset = tl.load(level + 5)
-        out_row_stride = tl.load(level + 6).to(tl.int32)
-        out_pixel_stride = tl.load(level + 7).to(tl.int32)
+        out_offset = tl.multiple_of(tl.load(level + 5), VECTOR_OUT)
+        out_row_stride = tl.multiple_of(tl.load(level + 6).to(tl.int32), VECTOR_OUT)
+        out_pixel_stride = tl.multiple_of(tl.load(level + 7).to(tl.int32), VECTOR_OUT)
         out_zero = tl.load(level + 8).to(tl.int32)
         channel_offset = tl.load(level + 9).to(tl.int32)
         border += tl.load(level + 10)
@@ -142,14 +142,14 @@ def conv2d_kernel(
         group = column_tile // group_tiles
         column = column_tile % group_tiles * BLOCK_N
 
-    x += tl.multiple_of(x_offset + group * group_channels, VECTOR_X)
+    x = aligned(x + (x_offset + group * group_channels), VECTOR_X)
     # Cells and channels past the end repeat the last one: loads need no mask, and nothing of them is stored.
     cell = cell_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = tl.minimum(cell, cells - 1)
     y, x_out = y0 + inside // window_width, x0 + inside % window_width
     channel = column + tl.arange(0, BLOCK_N)
     rows = (group * group_outputs + tl.minimum(channel, group_outputs - 1)) * row_length
-    STEPS: tl.constexpr = TAPS * TILES_PER_TAP
+    steps = TAPS * ((padded_channels + BLOCK_K - 1) // BLOCK_K)
     acc = accumulate(
         x,
         weight,
@@ -163,8 +163,8 @@ def conv2d_kernel(
         x_width,
         group_channels,
         padded_channels,
-        split * STEPS // SPLIT,
-        (split + 1) * STEPS // SPLIT,
+        split * steps // SPLIT,
+        (split + 1) * steps // SPLIT,
         TAPS,
         KERNEL_X,
         TILES_PER_TAP,
@@ -191,8 +191,8 @@ def conv2d_kernel(
         acc = tl.trans(acc)
     finish(
         acc,
-        out + tl.multiple_of(out_offset, VECTOR_OUT),
-        residual + residual_offset,
+        aligned(out + out_offset, VECTOR_OUT),
+        aligned(residual + residual_offset, VECTOR_RESIDUAL),
         scale,
         bias,
         shift,

@@ -106,7 +106,7 @@ def bind(
     meta = {
         "KERNEL_X": weight.kernel[1],
         "TAPS": weight.taps,
-        "TILES_PER_TAP": tiles_per_tap,
+        "TILES_PER_TAP": tiles_per_tap if weight.taps > 1 else 0,
         "STRIDE_Y": weight.stride[0],
         "STRIDE_X": weight.stride[1],
         "PAD_Y": weight.padding[0],

@@ -25,6 +25,12 @@ def tile_of(program, cell_tiles, column_tiles, GROUP_M: tl.constexpr):
 
 
 @triton.jit
+def aligned(pointer, ELEMENTS: tl.constexpr):
+    """``pointer``, which the host knows to be a multiple of so many elements."""
+    return tl.multiple_of(pointer, ELEMENTS * (pointer.dtype.element_ty.primitive_bitwidth // 8))
+
+
+@triton.jit
 def prefetch(weight, rows, row_length, LINES: tl.constexpr):
     """Ask the L2 cache for the first ``LINES`` cache lines of weight rows that start at ``rows``."""
     LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
@@ -84,17 +90,21 @@ def accumulate(
         acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=SUM)
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=SUM)
+    ZERO: tl.constexpr = 0 if weight.dtype.element_ty.is_int8() else 0.0
     k = tl.arange(0, BLOCK_K)
     cells = tl.expand_dims(tl.multiple_of(y * row_stride + x_column * pixel_stride, VECTOR_X), CELL_K)
     rows = tl.expand_dims(tl.multiple_of(weight_rows, 16), 1 - CELL_K)
     for step in range(first, last):
-        tap = step // TILES_PER_TAP
-        channel = (step % TILES_PER_TAP) * BLOCK_K
-        dy = tap // KERNEL_X * DILATION_Y
-        dx = tap % KERNEL_X * DILATION_X
-        shift = channel
-        if TAPS > 1:
-            shift += tl.multiple_of(dy * row_stride + dx * pixel_stride, VECTOR_X)
+        if TAPS == 1:
+            channel = step * BLOCK_K
+            dy, dx, shift, column = 0, 0, channel, channel
+        else:
+            tap = step // TILES_PER_TAP
+            channel = (step % TILES_PER_TAP) * BLOCK_K
+            dy = tap // KERNEL_X * DILATION_Y
+            dx = tap % KERNEL_X * DILATION_X
+            shift = tl.multiple_of(dy * row_stride + dx * pixel_stride, VECTOR_X) + channel
+            column = tl.multiple_of(tap * padded_channels, 16) + channel
         pointers = x + (cells + tl.expand_dims(shift + k, 1 - CELL_K))
         if BORDER:
             # As unsigned numbers, coordinates before the plane are past it.
@@ -105,20 +115,19 @@ def accumulate(
         exists = tl.expand_dims(channel + k < group_channels, 1 - CELL_K)
         if BORDER and not FILL:
             if EVEN_X:
-                gathered = tl.load(pointers, mask=inside, other=0)
+                gathered = tl.load(pointers, mask=inside, other=ZERO)
             else:
-                gathered = tl.load(pointers, mask=inside & exists, other=0)
+                gathered = tl.load(pointers, mask=inside & exists, other=ZERO)
         else:
             if EVEN_X:
                 gathered = tl.load(pointers)
             else:
-                gathered = tl.load(pointers, mask=exists, other=0)
-        column = tl.multiple_of(tap * padded_channels + channel, 16)
+                gathered = tl.load(pointers, mask=exists, other=ZERO)
         weights = weight + (rows + tl.expand_dims(column + k, CELL_K))
         if EVEN_W:
             packed = tl.load(weights)
         else:
-            packed = tl.load(weights, mask=tl.expand_dims(channel + k < padded_channels, CELL_K), other=0)
+            packed = tl.load(weights, mask=tl.expand_dims(channel + k < padded_channels, CELL_K), other=ZERO)
         if UPCAST:
             gathered = gathered.to(tl.float32)
             packed = packed.to(tl.float32)
@@ -172,21 +181,20 @@ def finish(
     """
     exists = columns < last_column
     if SHIFT:
-        acc -= tl.load(shift + columns, mask=exists, other=0)[None, :]
+        acc -= tl.load(shift + columns, mask=exists)[None, :]
     value = acc.to(tl.float32)
     if SCALE:
-        value *= tl.load(scale + columns, mask=exists, other=0.0)[None, :]
+        value *= tl.load(scale + columns, mask=exists)[None, :]
     if BIAS:
-        value += tl.load(bias + columns, mask=exists, other=0.0)[None, :]
+        value += tl.load(bias + columns, mask=exists)[None, :]
     if EVEN_N:
         mask = written[:, None]
     else:
         mask = written[:, None] & exists[None, :]
     if RESIDUAL_FACTOR > 0:
         cells = y // RESIDUAL_FACTOR * residual_row_stride + x // RESIDUAL_FACTOR * residual_pixel_stride
-        added = tl.load(
-            residual + (tl.multiple_of(cells, VECTOR_RESIDUAL)[:, None] + columns[None, :]), mask=mask, other=0
-        ).to(tl.float32)
+        cells = tl.multiple_of(cells, VECTOR_RESIDUAL)
+        added = tl.load(residual + (cells[:, None] + columns[None, :]), mask=mask).to(tl.float32)
         if RESIDUAL_SCALED:
             added = (added - residual_zero) * residual_scale
         value += added
