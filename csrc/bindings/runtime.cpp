@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -18,6 +19,7 @@
 #include "bindings/arrays.hpp"
 #include "bindings/bindings.hpp"
 #include "bindings/threads.hpp"
+#include "runtime/pieces.hpp"
 #include "tracenet/error.hpp"
 
 namespace py = pybind11;
@@ -264,6 +266,25 @@ void write_window(Session& session, int plane, py::handle window_value, py::hand
     session.write(plane, window, source);
 }
 
+// The windows every step computes, int32 [steps, kMaxPieces, 4] filled up with empty ones. They may overlap.
+py::array_t<std::int32_t> step_pieces(const tracenet::Planner& planner, const Plan& plan) {
+    constexpr auto kPieces = static_cast<py::ssize_t>(tracenet::kMaxPieces);
+    const auto& steps = planner.program().schedule().steps;
+    py::array_t<std::int32_t> pieces({static_cast<py::ssize_t>(steps.size()), kPieces, py::ssize_t{4}});
+    std::int32_t* target = pieces.mutable_data();
+    std::fill(target, target + pieces.size(), 0);
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+        const Plan::Range range = plan.pieces[static_cast<std::size_t>(steps[i].output)];
+        std::int32_t* row = target + i * tracenet::kMaxPieces * 4;
+        for (const Window* piece = plan.begin(range); piece != plan.end(range); ++piece) {
+            for (const std::int64_t edge : {piece->y0, piece->y1, piece->x0, piece->x1}) {
+                *row++ = static_cast<std::int32_t>(edge);
+            }
+        }
+    }
+    return pieces;
+}
+
 std::shared_ptr<ThreadPool> make_pool(int threads) {
     if (threads < 0) throw InputError("threads is " + std::to_string(threads) + "; pass 0 or more");
     const py::gil_scoped_release unlocked;
@@ -335,6 +356,29 @@ void bind_runtime(py::module_& module) {
         .def_readonly("macs", &Plan::macs)
         .def_readonly("planning_us", &Plan::planning_us)
         .def_readonly("workspace_bytes", &Plan::workspace_bytes);
+
+    py::class_<tracenet::Planner>(module, "Planner")
+        .def(py::init([](const py::bytes& schedule, const std::vector<bool>& keep) {
+                 return std::make_unique<tracenet::Planner>(to_schedule(schedule), keep);
+             }),
+             py::arg("schedule"), py::arg("keep"))
+        .def(
+            "plan",
+            [](tracenet::Planner& self, const py::sequence& request) {
+                const auto plan = self.plan(to_demands(request));
+                return py::make_tuple(shared(plan), step_pieces(self, *plan));
+            },
+            py::arg("request"))
+        .def("commit", &tracenet::Planner::commit)
+        .def(
+            "record",
+            [](tracenet::Planner& self, int plane, py::handle window) {
+                self.record({plane, to_ordered_window(window, "a window")});
+            },
+            py::arg("plane"), py::arg("window"))
+        .def("forget", &tracenet::Planner::forget)
+        .def("kept_windows", [](const tracenet::Planner& self) { return window_lists(self.kept_windows()); })
+        .def_property_readonly("full_macs", [](const tracenet::Planner& self) { return self.program().full_macs(); });
 
     py::class_<Session>(module, "Session")
         .def(py::init([](const std::shared_ptr<Program>& program, const std::shared_ptr<ThreadPool>& pool, bool keep,

@@ -10,6 +10,8 @@ namespace tracenet {
 
 // Windows per plane that are computed apart; the ring around one window has four.
 inline constexpr std::size_t kMaxPieces = 4;
+// Windows kept per plane between runs; planning looks at each of them.
+inline constexpr std::size_t kMaxKeptWindows = 24;
 // Two pieces become one if their hull holds at most this share of cells that neither needs.
 inline constexpr double kMergeWaste = 0.2;
 

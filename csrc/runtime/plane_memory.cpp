@@ -14,9 +14,6 @@ namespace tracenet {
 
 namespace {
 
-// Windows kept per plane; planning looks at each of them.
-constexpr std::size_t kMaxKeptWindows = 24;
-
 void fill_poison(std::uint8_t* data, std::int64_t bytes, Dtype dtype) {
     if (dtype == Dtype::uint8) {
         std::memset(data, 255, static_cast<std::size_t>(bytes));
@@ -39,11 +36,6 @@ PlaneMemory::PlaneMemory(const Program& program, const SessionOptions& options)
                               program.producer(plane) >= 0);
         elsewhere_.push_back(kept_plane_[i] || flat_input);
     }
-}
-
-const KeptWindows* PlaneMemory::known() const {
-    const bool any = std::any_of(valid_.begin(), valid_.end(), [](const auto& list) { return !list.empty(); });
-    return any ? &valid_ : nullptr;
 }
 
 std::int64_t PlaneMemory::kept_bytes() const {

@@ -20,8 +20,7 @@ class PlaneMemory {
     // Kept planes and flat inputs are not in the workspace.
     const std::vector<bool>& elsewhere() const { return elsewhere_; }
 
-    // Per plane: the windows that are known; null where none is.
-    const KeptWindows* known() const;
+    // Per plane: the windows that are known.
     const KeptWindows& windows() const { return valid_; }
     std::int64_t kept_bytes() const;
 

@@ -2,10 +2,13 @@
 #include "runtime/planner.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 
+#include "cpu/views.hpp"
 #include "runtime/pieces.hpp"
 #include "runtime/rules.hpp"
 #include "tracenet/buffer.hpp"
@@ -134,6 +137,29 @@ std::int64_t pack(std::vector<Buffer>& buffers) {
 }
 
 }  // namespace
+
+const KeptWindows* known(const KeptWindows& kept) {
+    const bool any = std::any_of(kept.begin(), kept.end(), [](const auto& list) { return !list.empty(); });
+    return any ? &kept : nullptr;
+}
+
+void check_demand(const Program& program, const Demand& demand) {
+    const std::vector<Plane>& planes = program.schedule().planes;
+    if (demand.plane < 0 || at(demand.plane) >= planes.size()) {
+        throw RequestError("plane " + std::to_string(demand.plane) + " is asked for; there are " +
+                           std::to_string(planes.size()));
+    }
+    const Plane& asked = planes[at(demand.plane)];
+    const Window& w = demand.window;
+    if (w.y1 <= w.y0 || w.x1 <= w.x0 || !contains(asked.whole(), w)) {
+        throw WindowError("the window asked of '" + asked.name + "' is " + to_text(w) + ", its plane is " +
+                          std::to_string(asked.height) + " x " + std::to_string(asked.width) +
+                          " (rows x columns); ask for at least one cell of it");
+    }
+    if (program.producer(demand.plane) < 0 && program.input_position(demand.plane) < 0) {
+        throw RequestError("plane '" + asked.name + "' is asked for, but no step computes it");
+    }
+}
 
 void plan_request(const Program& program, const std::vector<Demand>& request, const KeptWindows* kept, Plan& plan) {
     const Schedule& schedule = program.schedule();
@@ -305,6 +331,53 @@ void place_buffers(const Program& program, const std::vector<bool>& elsewhere, c
     for (std::size_t i = 0; i < planes; ++i) {
         if (plan.pieces[i].count > 0 && !elsewhere[i]) plan.offsets[i] = plan.offsets[at(home[i])];
     }
+}
+
+Planner::Planner(Schedule schedule, const std::vector<bool>& keep) : program_(Program::outline(std::move(schedule))) {
+    const std::size_t planes = program_->schedule().planes.size();
+    if (keep.size() != planes) {
+        throw InputError("keep speaks of " + std::to_string(keep.size()) + " planes, the schedule has " +
+                         std::to_string(planes));
+    }
+    for (std::size_t plane = 0; plane < planes; ++plane) {
+        const int number = static_cast<int>(plane);
+        keep_.push_back(keep[plane] && program_->producer(number) >= 0 && !program_->depends_on_flat(number));
+    }
+    kept_.resize(planes);
+}
+
+std::shared_ptr<const Plan> Planner::plan(const std::vector<Demand>& request) {
+    const auto start = std::chrono::steady_clock::now();
+    if (request.empty()) throw RequestError("the request is empty; ask for at least one window");
+    for (const Demand& demand : request) check_demand(*program_, demand);
+    auto plan = std::make_shared<Plan>();
+    plan_request(*program_, request, known(kept_), *plan);
+    plan->planning_us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+    planned_ = plan;
+    return plan;
+}
+
+void Planner::commit() {
+    if (planned_ == nullptr) throw RequestError("nothing is planned that could be kept; plan first");
+    for (std::size_t plane = 0; plane < kept_.size(); ++plane) {
+        const Plan::Range range = planned_->apart[plane];
+        for (const Window* piece = planned_->begin(range); piece != planned_->end(range); ++piece) add(plane, *piece);
+    }
+    planned_ = nullptr;
+}
+
+void Planner::record(const Demand& computed) {
+    check_demand(*program_, computed);
+    add(at(computed.plane), computed.window);
+}
+
+void Planner::forget() {
+    for (auto& windows : kept_) windows.clear();
+    planned_ = nullptr;
+}
+
+void Planner::add(std::size_t plane, const Window& window) {
+    if (keep_[plane]) add_disjoint(kept_[plane], window, kMaxKeptWindows);
 }
 
 }  // namespace tracenet

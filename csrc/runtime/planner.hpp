@@ -10,6 +10,12 @@ namespace tracenet {
 // Per plane: disjoint windows whose values are known already.
 using KeptWindows = std::vector<std::vector<Window>>;
 
+// The same lists, null where none holds a window.
+const KeptWindows* known(const KeptWindows& kept);
+
+// Throws RequestError or WindowError unless the window is asked of a plane that is computed, and lies on it.
+void check_demand(const Program& program, const Demand& demand);
+
 // Traces the request back to the inputs, as tracenet/rft/trace.py does. kept == nullptr: nothing is, and every plane
 // has one piece. Throws RequestError where an external step is reached.
 void plan_request(const Program& program, const std::vector<Demand>& request, const KeptWindows* kept, Plan& plan);

@@ -229,6 +229,14 @@ std::shared_ptr<const Program> Program::build(Schedule schedule, const std::vect
     return program;
 }
 
+std::shared_ptr<const Program> Program::outline(Schedule schedule) {
+    std::shared_ptr<Program> program(new Program());
+    program->schedule_ = std::move(schedule);
+    program->isa_ = active_isa();
+    program->index();
+    return program;
+}
+
 std::vector<std::uint8_t> Program::file_head() const {
     const std::vector<std::uint8_t> schedule = write_schedule(schedule_);
     std::vector<std::uint8_t> head(kMagic, kMagic + sizeof kMagic);

@@ -49,31 +49,13 @@ struct Session::State {
         return program.schedule().planes[at(program.schedule().inputs[at(index)])];
     }
 
-    void check_demand(const Demand& demand) const {
-        const std::vector<Plane>& planes = program.schedule().planes;
-        if (demand.plane < 0 || at(demand.plane) >= planes.size()) {
-            throw RequestError("plane " + std::to_string(demand.plane) + " is asked for; there are " +
-                               std::to_string(planes.size()));
-        }
-        const Plane& asked = planes[at(demand.plane)];
-        const Window& w = demand.window;
-        if (w.y1 <= w.y0 || w.x1 <= w.x0 || !contains(asked.whole(), w)) {
-            throw WindowError("the window asked of '" + asked.name + "' is " + to_text(w) + ", its plane is " +
-                              std::to_string(asked.height) + " x " + std::to_string(asked.width) +
-                              " (rows x columns); ask for at least one cell of it");
-        }
-        if (program.producer(demand.plane) < 0 && program.input_position(demand.plane) < 0) {
-            throw RequestError("plane '" + asked.name + "' is asked for, but no step computes it");
-        }
-    }
-
     // to_the_end: what is asked for stays in memory, instead of being copied as soon as it is there.
     std::shared_ptr<const Plan> plan(const std::vector<Demand>& request, bool to_the_end) const {
         const auto start = Clock::now();
         if (request.empty()) throw RequestError("the request is empty; ask for at least one window");
-        for (const Demand& demand : request) check_demand(demand);
+        for (const Demand& demand : request) check_demand(program, demand);
         auto plan = std::make_shared<Plan>();
-        plan_request(program, request, memory.known(), *plan);
+        plan_request(program, request, known(memory.windows()), *plan);
         std::vector<bool> stay(program.schedule().planes.size(), false);
         for (const Demand& demand : request) {
             if (to_the_end || program.input_position(demand.plane) >= 0) stay[at(demand.plane)] = true;
@@ -85,7 +67,7 @@ struct Session::State {
         const auto start = Clock::now();
         const Schedule& schedule = program.schedule();
         auto plan = std::make_shared<Plan>();
-        plan_given(program, pieces, memory.known(), *plan);
+        plan_given(program, pieces, known(memory.windows()), *plan);
         std::vector<bool> stay(schedule.planes.size(), false);
         for (const auto& output : schedule.outputs) stay[at(output.second)] = true;
         for (const Step& step : schedule.steps) {
@@ -217,14 +199,14 @@ void Session::run_steps(std::size_t first, std::size_t last) {
 void Session::read(int plane, const Window& window, float* values) {
     const std::lock_guard<std::mutex> lock(mutex_);
     state_->require_open();
-    state_->check_demand({plane, window});
+    check_demand(*program_, {plane, window});
     state_->walk.read(plane, window, values);
 }
 
 void Session::write(int plane, const Window& window, const float* values) {
     const std::lock_guard<std::mutex> lock(mutex_);
     state_->require_open();
-    state_->check_demand({plane, window});
+    check_demand(*program_, {plane, window});
     state_->walk.write(plane, window, values);
 }
 

@@ -229,6 +229,33 @@ void another_size_gives_the_same_values_where_nothing_changed() {
     CHECK_THROWS(program->at_size(0, 32), RequestError);
 }
 
+void planners_plan_what_sessions_would() {
+    const Schedule schedule = small_schedule();
+    const int plane = schedule.outputs[0].second;
+    const std::size_t output = static_cast<std::size_t>(plane);
+    std::vector<bool> keep;
+    for (const Plane& one : schedule.planes) keep.push_back(one.keep);
+    Planner planner(small_schedule(), keep);
+    const auto first = planner.plan({{plane, {2, 5, 3, 6}}});
+    CHECK(first->macs > 0 && first->macs < planner.program().full_macs());
+    CHECK((first->windows[output] == Window{2, 5, 3, 6}));
+    CHECK(planner.plan({{plane, {2, 5, 3, 6}}})->macs == first->macs);  // nothing was computed
+    planner.commit();
+    CHECK_THROWS(planner.commit(), RequestError);
+    CHECK(planner.plan({{plane, {2, 5, 3, 6}}})->macs < first->macs);
+    planner.forget();
+    CHECK_THROWS(planner.commit(), RequestError);
+    CHECK(planner.plan({{plane, {2, 5, 3, 6}}})->macs == first->macs);
+    for (std::size_t i = 0; i < keep.size(); ++i) {
+        if (!first->windows[i].is_empty()) planner.record({static_cast<int>(i), first->windows[i]});
+    }
+    CHECK(planner.plan({{plane, {2, 5, 3, 6}}})->macs < first->macs);
+    CHECK_THROWS(planner.plan({}), RequestError);
+    CHECK_THROWS(planner.plan({{99, {0, 1, 0, 1}}}), RequestError);
+    CHECK_THROWS(planner.record({plane, {0, 13, 0, 1}}), WindowError);
+    CHECK_THROWS(Planner(small_schedule(), {}), InputError);
+}
+
 void wrong_calls_are_typed_errors() {
     const auto program = build(small_schedule());
     const auto pool = std::make_shared<ThreadPool>(1);
@@ -275,6 +302,7 @@ int main() {
         {"sessions share a program", &sessions_share_a_program},
         {"another size gives the same values where nothing changed",
          &another_size_gives_the_same_values_where_nothing_changed},
+        {"planners plan what sessions would", &planners_plan_what_sessions_would},
         {"wrong calls are typed errors", &wrong_calls_are_typed_errors},
     });
 }

@@ -44,6 +44,9 @@ class Program {
     // truncated, foreign, of another version, or packed for another instruction set than active_isa().
     static std::shared_ptr<const Program> load(const std::string& path);
 
+    // Without weights: to plan, not to run.
+    static std::shared_ptr<const Program> outline(Schedule schedule);
+
     std::shared_ptr<const Program> at_size(std::int64_t height, std::int64_t width) const;
 
     // A file is file_head() followed by the packed data, which then starts at a multiple of 64 bytes.
@@ -114,6 +117,34 @@ struct Plan {
 
     const Window* begin(Range range) const { return store.data() + range.begin; }
     const Window* end(Range range) const { return store.data() + range.begin + range.count; }
+};
+
+// Plans requests for an executor that computes elsewhere, on a GPU, with memory of its own for every plane that is
+// kept. It is not safe to call it from several threads at once.
+class Planner {
+  public:
+    // keep: per plane, whether its cells stay where they are once computed. Inputs and planes that depend on flat
+    // inputs are never kept.
+    Planner(Schedule schedule, const std::vector<bool>& keep);
+
+    const Program& program() const { return *program_; }
+
+    // What a run would compute now; no memory is placed.
+    std::shared_ptr<const Plan> plan(const std::vector<Demand>& request);
+    // What was planned last is computed, and kept from now on. Throws RequestError where nothing is planned.
+    void commit();
+    // So is this window, which was planned elsewhere.
+    void record(const Demand& computed);
+    void forget();
+    const std::vector<std::vector<Window>>& kept_windows() const { return kept_; }  // per plane
+
+  private:
+    void add(std::size_t plane, const Window& window);
+
+    std::shared_ptr<const Program> program_;
+    std::vector<bool> keep_;
+    std::vector<std::vector<Window>> kept_;
+    std::shared_ptr<const Plan> planned_;
 };
 
 // One launch of a run, when profiling.
