@@ -22,11 +22,6 @@ from tracenet_kernels.window import EMPTY, Window, subtract_all
 needs_native = pytest.mark.skipif(not native.available(), reason=native.why_not())
 
 
-@pytest.fixture
-def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "available", lambda: False)
-
-
 def random_schedule(seed: int) -> Schedule:
     rng = random.Random(seed)
     builder = Builder(seed)
