@@ -130,7 +130,7 @@ def bind(
         "RESIDUAL_SCALED": residual_scale != 1.0 or residual_zero != 0,
         "RELU": operands.activation == "relu",
         "PRECISION": operands.precision if x.dtype == torch.float32 else "ieee",
-        "UPCAST": interpreted() and x.dtype not in (torch.float32, torch.int8),
+        "INTERPRETED": interpreted(),
         "SPLIT": split,
         "SWAP": config.swap,
         "PDL": pdl,

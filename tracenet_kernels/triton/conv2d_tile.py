@@ -73,7 +73,7 @@ def accumulate(
     EVEN_W: tl.constexpr,
     VECTOR_X: tl.constexpr,
     PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
+    INTERPRETED: tl.constexpr,
     SWAP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -128,14 +128,15 @@ def accumulate(
             packed = tl.load(weights)
         else:
             packed = tl.load(weights, mask=tl.expand_dims(channel + k < padded_channels, CELL_K), other=ZERO)
-        if UPCAST:
+        if INTERPRETED and tl.float32 == SUM:
+            # Its products of bfloat16 are wrong.
             gathered = gathered.to(tl.float32)
             packed = packed.to(tl.float32)
         if SWAP:
             left, right = packed, gathered
         else:
             left, right = gathered, packed
-        if FP8 and not UPCAST:
+        if FP8 and not INTERPRETED:
             # Hopper adds fp8 products in fewer bits: each tile's sum goes to a full fp32 one.
             acc = tl.dot(left, right, acc, max_num_imprecise_acc=BLOCK_K)
         elif tl.int32 == SUM:
@@ -143,6 +144,15 @@ def accumulate(
         else:
             acc = tl.dot(left, right, acc, input_precision=PRECISION)
     return acc
+
+
+@triton.jit
+def rounded_to_fp8(value):
+    """The nearest value that e4m3 holds: the interpreter's own conversion loses a carry into the exponent."""
+    bits = value.to(tl.int32, bitcast=True)
+    normal = (bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF
+    subnormal = (value + 24576.0) - 24576.0  # 1.5 * 2^14 leaves multiples of 2^-9
+    return tl.where(tl.abs(value) < 0.015625, subnormal, normal.to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -171,6 +181,7 @@ def finish(
     RESIDUAL_FACTOR: tl.constexpr,
     RESIDUAL_SCALED: tl.constexpr,
     RELU: tl.constexpr,
+    INTERPRETED: tl.constexpr,
     EVEN_N: tl.constexpr,
     VECTOR_OUT: tl.constexpr,
     VECTOR_RESIDUAL: tl.constexpr,
@@ -206,5 +217,7 @@ def finish(
         value = ((value + 12582912.0) - 12582912.0) + out_zero
     elif out.dtype.element_ty.primitive_bitwidth == 8:
         value = tl.minimum(tl.maximum(value, -448.0), 448.0)
+        if INTERPRETED:
+            value = rounded_to_fp8(value)
     cells = tl.multiple_of(y * out_row_stride + x * out_pixel_stride, VECTOR_OUT)
     tl.store(out + (cells[:, None] + columns[None, :]), value.to(out.dtype.element_ty), mask=mask)
