@@ -6,6 +6,7 @@ A twin computes the whole plane, [H, W, C] in and out, in the dtype of what it i
 from tracenet_kernels.reference.bottleneck import bottleneck_tail
 from tracenet_kernels.reference.conv import conv2d, dequantise, quantise
 from tracenet_kernels.reference.elementwise import add, pixels, sigmoid
+from tracenet_kernels.reference.mask_head import mask_head
 from tracenet_kernels.reference.plan_windows import plan_windows
 from tracenet_kernels.reference.pools import avg_pool2d, max_pool2d
 from tracenet_kernels.reference.resizes import aligned_bilinear, resize, resize_taps
@@ -17,6 +18,7 @@ __all__ = [
     "bottleneck_tail",
     "conv2d",
     "dequantise",
+    "mask_head",
     "max_pool2d",
     "pixels",
     "plan_windows",
