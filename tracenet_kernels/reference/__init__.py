@@ -5,6 +5,7 @@ A twin computes the whole plane, [H, W, C] in and out, in the dtype of what it i
 
 from tracenet_kernels.reference.bottleneck import bottleneck_tail
 from tracenet_kernels.reference.conv import conv2d, dequantise, quantise
+from tracenet_kernels.reference.depthwise import depthwise
 from tracenet_kernels.reference.elementwise import add, pixels, sigmoid
 from tracenet_kernels.reference.mask_head import mask_head
 from tracenet_kernels.reference.plan_windows import plan_windows
@@ -17,6 +18,7 @@ __all__ = [
     "avg_pool2d",
     "bottleneck_tail",
     "conv2d",
+    "depthwise",
     "dequantise",
     "mask_head",
     "max_pool2d",

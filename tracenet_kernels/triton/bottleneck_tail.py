@@ -38,6 +38,7 @@ from tracenet_kernels.triton.operands import (
     alignment,
     as_vector,
     cell_offsets,
+    check_precision,
     refuse_overlap,
     scaled,
     split_absent,
@@ -81,7 +82,8 @@ def bottleneck_tail_kernel(
     OUT: tl.constexpr, OUT_PADDED: tl.constexpr, NEXT: tl.constexpr, STRIDE_Y: tl.constexpr, STRIDE_X: tl.constexpr,
     X_ALIGN: tl.constexpr, RESIDUAL_ALIGN: tl.constexpr, OUT_ALIGN: tl.constexpr, NEXT_ALIGN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
-    MID_BLOCK: tl.constexpr, NEXT_BLOCK: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
+    MID_BLOCK: tl.constexpr, NEXT_BLOCK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of BLOCK_M cells of one window: grid (tiles, 1, windows)."""
     await_inputs(PDL)
@@ -117,7 +119,7 @@ def bottleneck_tail_kernel(
             weight_mask &= channel[:, None] < IN
         a = tl.load((cells + shift)[:, None] + channel[None, :], mask=x_mask, other=0.0)  # [M, K]
         b = tl.load(mid_rows + tap * IN_PADDED + channel[:, None], mask=weight_mask, other=0.0)  # [K, mid]
-        acc = tl.dot(a.to(dtype), b.to(dtype), acc, input_precision="tf32x3")
+        acc = tl.dot(a.to(dtype), b.to(dtype), acc, input_precision=PRECISION)
     t = relu(scaled(acc, mid_scale, mid_bias, mid, MID)).to(x.dtype.element_ty).to(dtype)
 
     # Output channels in chunks; each is part of the next block's sum as soon as it is there.
@@ -136,7 +138,7 @@ def bottleneck_tail_kernel(
         weight = tl.load(
             expand_weight + channel[None, :] * MID_PADDED + mid[:, None], mask=weight_mask, other=0.0
         )  # [mid, N]
-        y = tl.dot(t, weight.to(dtype), input_precision="tf32x3")
+        y = tl.dot(t, weight.to(dtype), input_precision=PRECISION)
         y = relu(scaled(y, expand_scale, expand_bias, channel, OUT) + addend.to(tl.float32)).to(out.dtype.element_ty)
         tl.store(out_cells[:, None] + channel[None, :], y, mask=cell_mask)
         if NEXT > 0:
@@ -146,7 +148,7 @@ def bottleneck_tail_kernel(
             weight = tl.load(
                 next_weight + last[None, :] * OUT_PADDED + channel[:, None], mask=weight_mask, other=0.0
             )  # [N, next]
-            z = tl.dot(y.to(dtype), weight.to(dtype), z, input_precision="tf32x3")
+            z = tl.dot(y.to(dtype), weight.to(dtype), z, input_precision=PRECISION)
     if NEXT > 0:
         z = relu(scaled(z, next_scale, next_bias, last, NEXT))
         cells = following + cell_offsets(oy, ox, following_offset, following_row, following_pixel, NEXT_ALIGN)
@@ -170,6 +172,7 @@ def bottleneck_tail_launches(
     expand_bias: Tensor | None = None,
     next_scale: Tensor | None = None,
     next_bias: Tensor | None = None,
+    precision: str = "tf32x3",
     config: ConvConfig | None = None,
     pdl: bool = False,
     name: str = "bottleneck_tail",
@@ -185,6 +188,7 @@ def bottleneck_tail_launches(
         block_out, next_out: what is written, at ``windows`` only; they share memory with nothing that is read.
         windows: cells of the outputs' planes.
         mid_scale, mid_bias, expand_scale, expand_bias, next_scale, next_bias: fp32 [out]; None: 1 and 0.
+        precision: of fp32 products, one of :data:`~tracenet_kernels.triton.operands.PRECISIONS`.
         config: tile sizes; ``block_n`` output channels make one chunk, and ``split_k`` means nothing here.
         pdl: programmatic dependent launch (sm_90 and newer).
         name: of the step.
@@ -267,6 +271,7 @@ def bottleneck_tail_launches(
         "BLOCK_N": chosen.block_n,
         "MID_BLOCK": _block(mid.out_channels),
         "NEXT_BLOCK": _block(next_channels),
+        "PRECISION": check_precision(precision),
         "UPCAST": interpreted(),
         "PDL": check_pdl(pdl),
     }
@@ -300,6 +305,7 @@ def bottleneck_tail(
     expand_bias: Tensor | None = None,
     next_scale: Tensor | None = None,
     next_bias: Tensor | None = None,
+    precision: str = "tf32x3",
     config: ConvConfig | None = None,
 ) -> None:
     """Run :func:`bottleneck_tail_launches` at once."""
@@ -307,7 +313,7 @@ def bottleneck_tail(
         bottleneck_tail_launches(
             x, mid, expand, next, residual=residual, block_out=block_out, next_out=next_out, windows=windows,
             mid_scale=mid_scale, mid_bias=mid_bias, expand_scale=expand_scale, expand_bias=expand_bias,
-            next_scale=next_scale, next_bias=next_bias, config=config,
+            next_scale=next_scale, next_bias=next_bias, precision=precision, config=config,
         )
     )  # fmt: skip
 

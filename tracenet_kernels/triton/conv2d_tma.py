@@ -27,12 +27,20 @@ from tracenet_kernels.triton.cellwise import check_pdl, launch_options, plane_ar
 from tracenet_kernels.triton.configs import ConvConfig, ConvKey, bucket, conv_config
 from tracenet_kernels.triton.descriptors import DTYPES, plane_descriptor, weight_descriptor, why_not_plane
 from tracenet_kernels.triton.launch import Cost, Launch
-from tracenet_kernels.triton.operands import alignment, as_vector, cell_offsets, refuse_overlap, split_absent
+from tracenet_kernels.triton.operands import (
+    ACTIVATIONS,
+    alignment,
+    as_residual,
+    as_vector,
+    cell_offsets,
+    check_precision,
+    refuse_overlap,
+    split_absent,
+)
 from tracenet_kernels.triton.planes import DevicePlane, Windows, as_plane, as_windows, interpreted, same_device
 from tracenet_kernels.triton.weights import DeviceWeight
 from tracenet_kernels.window import Window
 
-ACTIVATIONS = ("none", "relu")
 MATRIX_ROWS = 64
 """Of a matrix instruction of one warp group."""
 PREFETCHED_LINES = tl.constexpr(128)
@@ -65,7 +73,7 @@ def conv2d_tma_kernel(
     STRIDE: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,
     FACTOR: tl.constexpr, RELU: tl.constexpr, OUT_ALIGN: tl.constexpr, RESIDUAL_ALIGN: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SWAP: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
+    SWAP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A rectangle of BLOCK_H x BLOCK_W cells x BLOCK_N channels: grid (rectangles, blocks of channels, windows)."""
     n0 = tl.program_id(1) * BLOCK_N
@@ -102,9 +110,9 @@ def conv2d_tma_kernel(
         cells = tl.reshape(cells, (BLOCK_M, BLOCK_K)).to(dtype)
         rows = weight.load([n0, tap * PADDED + k0]).to(dtype)  # [N, K]
         if SWAP:
-            acc = tl.dot(rows, tl.trans(cells), acc, input_precision="tf32x3")
+            acc = tl.dot(rows, tl.trans(cells), acc, input_precision=PRECISION)
         else:
-            acc = tl.dot(cells, tl.trans(rows), acc, input_precision="tf32x3")
+            acc = tl.dot(cells, tl.trans(rows), acc, input_precision=PRECISION)
 
     m = tl.arange(0, BLOCK_M)
     oy = y0 + m // BLOCK_W
@@ -153,6 +161,7 @@ def conv2d_tma_launches(
     residual: Tensor | DevicePlane | None = None,
     residual_factor: int = 1,
     activation: str = "none",
+    precision: str = "tf32x3",
     config: ConvConfig | None = None,
     pdl: bool = False,
     name: str = "conv2d_tma",
@@ -167,7 +176,8 @@ def conv2d_tma_launches(
         windows: cells of the output's plane.
         scale, bias: fp32 [out]; None: 1 and 0.
         residual: plane with the output's channels; cell ``(y // residual_factor, x // residual_factor)`` is added.
-        activation: one of :data:`ACTIVATIONS`, applied last.
+        activation: one of :data:`~tracenet_kernels.triton.operands.ACTIVATIONS`, applied last.
+        precision: of fp32 products, one of :data:`~tracenet_kernels.triton.operands.PRECISIONS`.
         config: tile sizes; ``split_k`` is 1.
         pdl: programmatic dependent launch.
         name: of the step.
@@ -190,7 +200,7 @@ def conv2d_tma_launches(
         raise InputError(f"activation {activation!r} is not known; pass one of {ACTIVATIONS}")
     inputs = {"x": x}
     if residual is not None:
-        residual = inputs["residual"] = _checked_residual(residual, residual_factor, out)
+        residual = inputs["residual"] = as_residual(residual, residual_factor, out, (out.dtype,))
     refuse_overlap({"out": out}, inputs)
     table = as_windows(windows, out)
     scale, bias = (as_vector(value, kind, out.channels) for kind, value in (("scale", scale), ("bias", bias)))
@@ -242,6 +252,7 @@ def conv2d_tma_launches(
         "BLOCK_N": chosen.block_n,
         "BLOCK_K": chosen.block_k,
         "SWAP": chosen.block_n >= MATRIX_ROWS,
+        "PRECISION": check_precision(precision),
         "UPCAST": interpreted(),
         "PDL": check_pdl(pdl),
     }
@@ -261,6 +272,7 @@ def conv2d_tma(
     residual: Tensor | DevicePlane | None = None,
     residual_factor: int = 1,
     activation: str = "none",
+    precision: str = "tf32x3",
     config: ConvConfig | None = None,
 ) -> None:
     """Run :func:`conv2d_tma_launches` at once."""
@@ -275,6 +287,7 @@ def conv2d_tma(
             residual=residual,
             residual_factor=residual_factor,
             activation=activation,
+            precision=precision,
             config=config,
         )
     )
@@ -284,21 +297,6 @@ def rectangle(cells: int, bound: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns, powers of two, of the rectangle of ``cells`` cells of which the fewest cover ``bound``."""
     shapes = [(cells >> shift, 1 << shift) for shift in reversed(range(cells.bit_length()))]
     return min(shapes, key=lambda s: triton.cdiv(bound[0], s[0]) * triton.cdiv(bound[1], s[1]))
-
-
-def _checked_residual(residual: Tensor | DevicePlane, factor: int, out: DevicePlane) -> DevicePlane:
-    residual = as_plane(residual, "residual", (out.dtype,))
-    least = tuple(triton.cdiv(n, factor) for n in out.plane) if factor >= 1 else (0, 0)
-    if (
-        factor < 1
-        or residual.channels != out.channels
-        or any(a < b for a, b in zip(residual.plane, least, strict=True))
-    ):
-        raise InputError(
-            f"residual is {residual.channels} channels on a plane of {residual.plane} with factor {factor}; "
-            f"pass {out.channels} channels on at least {least}, and a factor >= 1"
-        )
-    return residual
 
 
 def _default(x: DevicePlane, weight: DeviceWeight, windows: Windows) -> ConvConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from tracenet_kernels.errors import InputError
-from tracenet_kernels.triton.planes import DevicePlane
+from tracenet_kernels.triton.planes import DevicePlane, as_plane
 
+ACTIVATIONS = ("none", "relu")
+PRECISIONS = ("tf32", "tf32x3")
+"""Of fp32 products on tensor cores: 10 bits, or the sum of three products, which is as good as fp32."""
 ACCESS_BYTES = 16
 """The widest access to global memory of one thread."""
 
@@ -38,6 +41,32 @@ def as_vector(value: Tensor | None, name: str, length: int) -> Tensor | None:
     if value.dtype != torch.float32 or tuple(value.shape) != (length,) or not value.is_contiguous():
         raise InputError(f"{name} is {value.dtype} {tuple(value.shape)}; pass contiguous float32 [{length}] or None")
     return value
+
+
+def as_residual(
+    value: Tensor | DevicePlane, factor: int, out: DevicePlane, dtypes: Sequence[torch.dtype]
+) -> DevicePlane:
+    """A checked residual: its cell ``(y // factor, x // factor)`` is added to cell ``(y, x)`` of ``out``.
+
+    Raises:
+        InputError: other channels, too small a plane, a factor below 1.
+    """
+    residual = as_plane(value, "residual", dtypes)
+    least = tuple(-(-n // max(1, factor)) for n in out.plane)
+    covers = all(a >= b for a, b in zip(residual.plane, least, strict=True))
+    if factor < 1 or residual.channels != out.channels or not covers:
+        raise InputError(
+            f"residual is {residual.channels} channels on a plane of {residual.plane} with factor {factor}; "
+            f"pass {out.channels} channels on at least {least}, and a factor >= 1"
+        )
+    return residual
+
+
+def check_precision(precision: str) -> str:
+    """Raises InputError where tensor cores do not have it."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} has no tensor cores; pass one of {PRECISIONS}, or take conv2d")
+    return precision
 
 
 def split_absent(args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, None]]:

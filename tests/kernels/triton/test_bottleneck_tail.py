@@ -242,6 +242,7 @@ def test_bad_input() -> None:
     refused("next_out is 6 channels on a plane", next_out=z[:5])
     refused("share memory", residual=y)
     refused("mid_bias is", mid_bias=torch.zeros(3, device=DEVICE))
+    refused("precision 'ieee' has no tensor cores", precision="ieee")
     refused("not within", WindowError, windows=Window(0, 8, 0, 1))
     if interpreted():
         refused("does not exist in Triton's interpreter", pdl=True)

@@ -250,6 +250,7 @@ def test_bad_input() -> None:
     refused("share memory", residual=out)
     refused("scale is", scale=case.scale[:3])
     refused("no split_k", config=ConvConfig(16, 16, 16, split_k=2))
+    refused("precision 'ieee' has no tensor cores", precision="ieee")
     refused("not within", WindowError, windows=Window(0, 9, 0, 1))
     if interpreted():
         refused("does not exist in Triton's interpreter", pdl=True)
