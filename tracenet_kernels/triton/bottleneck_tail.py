@@ -6,7 +6,8 @@
 
 Both followers are 1x1, so all three share one window and no cell is computed twice. A program holds one tile of cells
 with all middle channels in registers, rounded to the planes' dtype, as is what it hands on: the values are those of
-three launches. The output channels go by in chunks, and each chunk is added at once to the next block's sum.
+three launches. The output channels go by in chunks, and each chunk is added at once to the next block's sum. Under
+programmatic dependent launch, the weights are drawn into the L2 cache before the wait for the launches before.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from tracenet_kernels.triton.operands import (
     as_vector,
     cell_offsets,
     check_precision,
+    draw_into_l2,
     refuse_overlap,
     scaled,
     split_absent,
@@ -72,7 +74,7 @@ def fits(mid: int, out: int, dtype: torch.dtype, next_channels: int = 0) -> bool
 
 @triton.jit
 def bottleneck_tail_kernel(
-    x, x_offset, x_row, x_pixel, height, width,
+    x, x_offset, x_row, x_pixel, height, width, steps, chunks,
     residual, residual_offset, residual_row, residual_pixel,
     out, out_offset, out_row, out_pixel,
     following, following_offset, following_row, following_pixel,
@@ -86,6 +88,11 @@ def bottleneck_tail_kernel(
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One tile of BLOCK_M cells of one window: grid (tiles, 1, windows)."""
+    if PDL:
+        draw_into_l2(mid_weight, 0, MID * 9 * IN_PADDED, MID * 9 * IN_PADDED)
+        draw_into_l2(expand_weight, 0, OUT * MID_PADDED, OUT * MID_PADDED)
+        if NEXT > 0:
+            draw_into_l2(next_weight, 0, NEXT * OUT_PADDED, NEXT * OUT_PADDED)
     await_inputs(PDL)
     y0, x0, rows, columns = window_of(table)
     first = tl.program_id(0) * BLOCK_M
@@ -95,7 +102,7 @@ def bottleneck_tail_kernel(
     inside = cell < rows * columns
     oy, ox = cell_of(y0, x0, columns, cell)
 
-    # The 3x3 over all its input channels.
+    # The 3x3 over all its input channels. Loops of a fixed length would be unrolled in full.
     dtype: tl.constexpr = tl.float32 if UPCAST else x.dtype.element_ty
     iy = oy * STRIDE_Y - 1
     ix = ox * STRIDE_X - 1
@@ -105,7 +112,7 @@ def bottleneck_tail_kernel(
     mid_rows = mid_weight + mid[None, :] * (9 * IN_PADDED)
     K_BLOCKS: tl.constexpr = (IN + BLOCK_K - 1) // BLOCK_K
     acc = tl.zeros([BLOCK_M, MID_BLOCK], tl.float32)
-    for step in range(9 * K_BLOCKS):
+    for step in range(steps):
         tap = step // K_BLOCKS
         channel = (step % K_BLOCKS) * BLOCK_K + k
         dy = tap // 3
@@ -127,8 +134,8 @@ def bottleneck_tail_kernel(
     out_cells = out + cell_offsets(oy, ox, out_offset, out_row, out_pixel, OUT_ALIGN)
     last = tl.arange(0, NEXT_BLOCK)
     z = tl.zeros([BLOCK_M, NEXT_BLOCK], tl.float32)
-    for n0 in range(0, OUT, BLOCK_N):
-        channel = n0 + tl.arange(0, BLOCK_N)
+    for chunk in range(chunks):
+        channel = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
         cell_mask = inside[:, None]
         weight_mask = mid[:, None] < MID_PADDED
         if OUT % BLOCK_N != 0:
@@ -189,7 +196,7 @@ def bottleneck_tail_launches(
         windows: cells of the outputs' planes.
         mid_scale, mid_bias, expand_scale, expand_bias, next_scale, next_bias: fp32 [out]; None: 1 and 0.
         precision: of fp32 products, one of :data:`~tracenet_kernels.triton.operands.PRECISIONS`.
-        config: tile sizes; ``block_n`` output channels make one chunk, and ``split_k`` means nothing here.
+        config: tile sizes; ``block_n`` output channels make one chunk; ``split_k`` and ``swap`` mean nothing here.
         pdl: programmatic dependent launch (sm_90 and newer).
         name: of the step.
 
@@ -244,7 +251,12 @@ def bottleneck_tail_launches(
         next_args = plane_args("following", following) | {"next_weight": next.tensor}
     args, absent = split_absent(
         plane_args("x", x)
-        | {"height": x.plane[0], "width": x.plane[1]}
+        | {
+            "height": x.plane[0],
+            "width": x.plane[1],
+            "steps": 9 * triton.cdiv(x.channels, chosen.block_k),
+            "chunks": triton.cdiv(expand.out_channels, chosen.block_n),
+        }
         | plane_args("residual", residual)
         | plane_args("out", block_out)
         | next_args

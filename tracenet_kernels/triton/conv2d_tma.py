@@ -34,6 +34,7 @@ from tracenet_kernels.triton.operands import (
     as_vector,
     cell_offsets,
     check_precision,
+    draw_into_l2,
     refuse_overlap,
     split_absent,
 )
@@ -43,26 +44,6 @@ from tracenet_kernels.window import Window
 
 MATRIX_ROWS = 64
 """Of a matrix instruction of one warp group."""
-PREFETCHED_LINES = tl.constexpr(128)
-
-
-@triton.jit
-def _prefetch(weight_data, n0, OUT: tl.constexpr, ROW: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Draw this program's share of BLOCK_N rows of weights into the L2 cache."""
-    PER_LINE: tl.constexpr = 1024 // weight_data.dtype.element_ty.primitive_bitwidth
-    last = OUT * ROW - 1
-    blocks = tl.cdiv(BLOCK_N * ROW, PER_LINE * PREFETCHED_LINES)
-    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
-        line = block * PREFETCHED_LINES + tl.arange(0, PREFETCHED_LINES)
-        element = tl.minimum(n0 * ROW + line * PER_LINE, last)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-            "=r,l",
-            [weight_data + element],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
 
 
 @triton.jit
@@ -78,7 +59,8 @@ def conv2d_tma_kernel(
     """A rectangle of BLOCK_H x BLOCK_W cells x BLOCK_N channels: grid (rectangles, blocks of channels, windows)."""
     n0 = tl.program_id(1) * BLOCK_N
     if PDL:
-        _prefetch(weight_data, n0, OUT, KY * KX * PADDED, BLOCK_N)
+        ROW: tl.constexpr = KY * KX * PADDED
+        draw_into_l2(weight_data, n0 * ROW, BLOCK_N * ROW, OUT * ROW)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     row = table + tl.program_id(2) * 4
@@ -178,7 +160,7 @@ def conv2d_tma_launches(
         residual: plane with the output's channels; cell ``(y // residual_factor, x // residual_factor)`` is added.
         activation: one of :data:`~tracenet_kernels.triton.operands.ACTIVATIONS`, applied last.
         precision: of fp32 products, one of :data:`~tracenet_kernels.triton.operands.PRECISIONS`.
-        config: tile sizes; ``split_k`` is 1.
+        config: tile sizes; ``split_k`` is 1, and ``swap`` follows from ``block_n``.
         pdl: programmatic dependent launch.
         name: of the step.
 

@@ -109,6 +109,23 @@ def cell_offsets(y, x, offset, row, pixel, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def draw_into_l2(data, first, COUNT: tl.constexpr, END: tl.constexpr):
+    """Prefetch ``data[first : first + COUNT]``, the part before END: each program of axis 0 takes a share."""
+    LINE: tl.constexpr = 1024 // data.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = 128
+    for block in range(tl.program_id(0), (COUNT + LINE * LINES - 1) // (LINE * LINES), tl.num_programs(0)):
+        element = first + (block * LINES + tl.arange(0, LINES)) * LINE
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+            "=r,l",
+            [data + tl.minimum(element, END - 1)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
 def scaled(values, scale, bias, channel, channels):
     """``values * scale + bias`` in fp32, per channel of the last axis; absent pointers are None."""
     present = channel < channels
