@@ -9,14 +9,14 @@ Where a block has 64 output channels or more, these are the rows of the matrix i
 empty, and neither operand goes through registers: the weights are plain two-dimensional boxes, as the first operand has
 to be, and the rectangle of cells, a reshaped box, is the second.
 
-Under programmatic dependent launch, a program draws its share of the weights into the L2 cache before it waits for the
-launches before it.
+Where windows are small, several programs share the sum of one rectangle, in a fixed order
+(:mod:`~tracenet_kernels.triton.split_k`). Under programmatic dependent launch, a program draws its share of the weights
+into the L2 cache before it waits for the launches before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import triton
 import triton.language as tl
@@ -39,6 +39,7 @@ from tracenet_kernels.triton.operands import (
     split_absent,
 )
 from tracenet_kernels.triton.planes import DevicePlane, Windows, as_plane, as_windows, interpreted, same_device
+from tracenet_kernels.triton.split_k import Scratch, hand_in, sum_of_partials
 from tracenet_kernels.triton.weights import DeviceWeight
 from tracenet_kernels.window import Window
 
@@ -48,16 +49,17 @@ MATRIX_ROWS = 64
 
 @triton.jit
 def conv2d_tma_kernel(
-    x, weight, weight_data, scale, bias, table, origin_y, origin_x,
+    x, weight, weight_data, scale, bias, table, origin_y, origin_x, partials, counters,
     out, out_offset, out_row, out_pixel, residual, residual_offset, residual_row, residual_pixel,
     OUT: tl.constexpr, PADDED: tl.constexpr, K_BLOCKS: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
     STRIDE: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,
     FACTOR: tl.constexpr, RELU: tl.constexpr, OUT_ALIGN: tl.constexpr, RESIDUAL_ALIGN: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SWAP: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
+    SWAP: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A rectangle of BLOCK_H x BLOCK_W cells x BLOCK_N channels: grid (rectangles, blocks of channels, windows)."""
-    n0 = tl.program_id(1) * BLOCK_N
+    """BLOCK_H x BLOCK_W cells x BLOCK_N channels: grid (rectangles, blocks of channels x SPLIT, windows)."""
+    n0 = tl.program_id(1) // SPLIT * BLOCK_N
+    split = tl.program_id(1) % SPLIT
     if PDL:
         ROW: tl.constexpr = KY * KX * PADDED
         draw_into_l2(weight_data, n0 * ROW, BLOCK_N * ROW, OUT * ROW)
@@ -80,7 +82,8 @@ def conv2d_tma_kernel(
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     else:
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for step in range(KY * KX * K_BLOCKS):
+    STEPS: tl.constexpr = KY * KX * K_BLOCKS
+    for step in range(split * STEPS // SPLIT, (split + 1) * STEPS // SPLIT):
         tap = step // K_BLOCKS
         k0 = step % K_BLOCKS * BLOCK_K
         dy = tap // KX * DY - PY - origin_y
@@ -95,6 +98,14 @@ def conv2d_tma_kernel(
             acc = tl.dot(rows, tl.trans(cells), acc, input_precision=PRECISION)
         else:
             acc = tl.dot(cells, tl.trans(rows), acc, input_precision=PRECISION)
+
+    if SPLIT > 1:
+        tile = (tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)) * (
+            tl.num_programs(1) // SPLIT
+        ) + n0 // BLOCK_N
+        if hand_in(partials, counters, tile, split, acc, SPLIT) < SPLIT - 1:
+            return
+        acc = sum_of_partials(partials, counters, tile, acc, SPLIT)
 
     m = tl.arange(0, BLOCK_M)
     oy = y0 + m // BLOCK_W
@@ -145,6 +156,7 @@ def conv2d_tma_launches(
     activation: str = "none",
     precision: str = "tf32x3",
     config: ConvConfig | None = None,
+    scratch: Scratch | None = None,
     pdl: bool = False,
     name: str = "conv2d_tma",
 ) -> list[Launch]:
@@ -160,7 +172,8 @@ def conv2d_tma_launches(
         residual: plane with the output's channels; cell ``(y // residual_factor, x // residual_factor)`` is added.
         activation: one of :data:`~tracenet_kernels.triton.operands.ACTIVATIONS`, applied last.
         precision: of fp32 products, one of :data:`~tracenet_kernels.triton.operands.PRECISIONS`.
-        config: tile sizes; ``split_k`` is 1, and ``swap`` follows from ``block_n``.
+        config: tile sizes; ``swap`` follows from ``block_n``.
+        scratch: for split sums; one for all launches of a stream. A new one where none is given.
         pdl: programmatic dependent launch.
         name: of the step.
 
@@ -186,18 +199,23 @@ def conv2d_tma_launches(
     refuse_overlap({"out": out}, inputs)
     table = as_windows(windows, out)
     scale, bias = (as_vector(value, kind, out.channels) for kind, value in (("scale", scale), ("bias", bias)))
-    same_device(*(plane.tensor for plane in (*inputs.values(), out)), weight.tensor, scale, bias, table.table)
+    tensors = [plane.tensor for plane in (*inputs.values(), out)]
+    same_device(*tensors, weight.tensor, scale, bias, table.table, None if scratch is None else scratch.counters(0))
 
     chosen = config or _default(x, weight, table)
-    if chosen.split_k != 1:
-        raise InputError(f"conv2d_tma has no split_k, the configuration asks for {chosen.split_k}; pass 1")
     rows, columns = rectangle(chosen.block_m, table.bound)
     height, width = table.bound
-    grid = (
-        triton.cdiv(height, rows) * triton.cdiv(width, columns),
-        triton.cdiv(out.channels, chosen.block_n),
-        table.count,
-    )
+    k_blocks = triton.cdiv(x.channels, chosen.block_k)
+    split = min(chosen.split_k, weight.taps * k_blocks)
+    rectangles = triton.cdiv(height, rows) * triton.cdiv(width, columns)
+    blocks = triton.cdiv(out.channels, chosen.block_n)
+    grid = (rectangles, blocks * split, table.count)
+    partials = counters = None
+    if split > 1:
+        scratch = Scratch(out.tensor.device) if scratch is None else scratch
+        tiles = rectangles * blocks * table.count
+        partials = scratch.partials(tiles * split * chosen.block_m * chosen.block_n)
+        counters = scratch.counters(tiles)
     addend = dict.fromkeys(("residual", "residual_offset", "residual_row", "residual_pixel"))
     args, absent = split_absent(
         {
@@ -209,6 +227,8 @@ def conv2d_tma_launches(
             "table": table_of(table),
             "origin_y": x.origin[0],
             "origin_x": x.origin[1],
+            "partials": partials,
+            "counters": counters,
             **plane_args("out", out),
             **(addend if residual is None else plane_args("residual", residual)),
         }
@@ -217,7 +237,7 @@ def conv2d_tma_launches(
         **absent,
         "OUT": out.channels,
         "PADDED": weight.tensor.shape[2],
-        "K_BLOCKS": triton.cdiv(x.channels, chosen.block_k),
+        "K_BLOCKS": k_blocks,
         "KY": weight.kernel[0],
         "KX": weight.kernel[1],
         "STRIDE": weight.stride[0],
@@ -234,12 +254,13 @@ def conv2d_tma_launches(
         "BLOCK_N": chosen.block_n,
         "BLOCK_K": chosen.block_k,
         "SWAP": chosen.block_n >= MATRIX_ROWS,
+        "SPLIT": split,
         "PRECISION": check_precision(precision),
         "UPCAST": interpreted(),
         "PDL": check_pdl(pdl),
     }
     options = launch_options(chosen.warps, chosen.stages, pdl=pdl)
-    cost = _cost(x, weight, table, residual, residual_factor)
+    cost = _cost(x, weight, table, residual, residual_factor, split)
     return [Launch(name, conv2d_tma_kernel, grid, args, meta, options, tensor_cores=True, cost=cost)]
 
 
@@ -256,6 +277,7 @@ def conv2d_tma(
     activation: str = "none",
     precision: str = "tf32x3",
     config: ConvConfig | None = None,
+    scratch: Scratch | None = None,
 ) -> None:
     """Run :func:`conv2d_tma_launches` at once."""
     run_all(
@@ -271,6 +293,7 @@ def conv2d_tma(
             activation=activation,
             precision=precision,
             config=config,
+            scratch=scratch,
         )
     )
 
@@ -292,16 +315,24 @@ def _default(x: DevicePlane, weight: DeviceWeight, windows: Windows) -> ConvConf
         weight.taps,
         windows.count,
     )
-    return replace(conv_config(key), split_k=1)
+    return conv_config(key)
 
 
-def _cost(x: DevicePlane, weight: DeviceWeight, windows: Windows, residual: DevicePlane | None, factor: int) -> Cost:
+def _cost(
+    x: DevicePlane,
+    weight: DeviceWeight,
+    windows: Windows,
+    residual: DevicePlane | None,
+    factor: int,
+    split: int,
+) -> Cost:
     size = x.tensor.element_size()
-    written = windows.cells * windows.count * weight.out_channels
+    results = windows.cells * windows.count * weight.out_channels
     rows, columns = (
         (n - 1) * s + (k - 1) * d + 1
         for n, s, k, d in zip(windows.bound, weight.stride, weight.kernel, weight.dilation, strict=True)
     )
     read = rows * columns * windows.count * x.channels + weight.tensor.numel()
-    read += 0 if residual is None else triton.cdiv(written, factor * factor)
-    return Cost(written * weight.taps * weight.in_channels, read * size, written * size)
+    read += 0 if residual is None else triton.cdiv(results, factor * factor)
+    partials = 4 * results * split if split > 1 else 0
+    return Cost(results * weight.taps * weight.in_channels, read * size + partials, results * size + partials)

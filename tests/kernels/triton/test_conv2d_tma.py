@@ -21,6 +21,7 @@ from tracenet_kernels.triton.configs import ConvConfig
 from tracenet_kernels.triton.conv2d_tma import conv2d_tma, conv2d_tma_launches, fits, rectangle, why_not
 from tracenet_kernels.triton.descriptors import MIN_CAPABILITY, descriptor_signature
 from tracenet_kernels.triton.planes import DevicePlane, Windows, interpreted
+from tracenet_kernels.triton.split_k import Scratch
 from tracenet_kernels.triton.weights import pack_weight
 from tracenet_kernels.window import Window
 
@@ -147,6 +148,18 @@ def test_the_order_of_operands_does_not_matter() -> None:
     assert_close(swapped, case.run(case.full).double())
 
 
+@pytest.mark.parametrize("split", [2, 5, 100])
+def test_split_sums(split: int) -> None:
+    """They are added in a fixed order, and counters are left at zero for the next run; a window may be empty."""
+    case = Case(channels=24, out=20, factor=1)
+    scratch = Scratch(DEVICE)
+    config = ConvConfig(16, 16, 16, split_k=split, warps=4, stages=2)
+    windows = [inner(case.full), Window(3, 3, 0, 0), Window(0, 1, 0, 3)]
+    first = case.run(*windows, config=config, scratch=scratch)
+    assert torch.equal(first.nan_to_num(), case.run(*windows, config=config, scratch=scratch).nan_to_num())
+    assert not scratch.counters(0).any()
+
+
 def test_absent_scale_bias_and_default_configuration() -> None:
     case = Case(activation="none", size=(5, 6))
     case.expected = (case.expected - case.bias) / case.scale
@@ -249,7 +262,6 @@ def test_bad_input() -> None:
     refused("factor 0", residual=case.x, residual_factor=0)
     refused("share memory", residual=out)
     refused("scale is", scale=case.scale[:3])
-    refused("no split_k", config=ConvConfig(16, 16, 16, split_k=2))
     refused("precision 'ieee' has no tensor cores", precision="ieee")
     refused("not within", WindowError, windows=Window(0, 9, 0, 1))
     if interpreted():
