@@ -243,7 +243,8 @@ def bottleneck_tail_launches(
     same_device(*tensors, *(weight.tensor for weight in weights.values()), *vectors.values(), table.table)
 
     next_channels = 0 if next is None else next.out_channels
-    chosen = _bounded(config, x.dtype, mid, expand.out_channels, next_channels, table)
+    scalar = min(alignment(plane) for plane in (residual, *outputs.values())) == 1
+    chosen = config or _bounded(x.dtype, mid, expand.out_channels, next_channels, table, scalar)
     next_args: dict[str, Any] = dict.fromkeys(
         ("following", "following_offset", "following_row", "following_pixel", "next_weight")
     )
@@ -361,14 +362,13 @@ def _block(channels: int) -> int:
 
 
 def _bounded(
-    config: ConvConfig | None, dtype: torch.dtype, mid: DeviceWeight, out: int, following: int, windows: Windows
+    dtype: torch.dtype, mid: DeviceWeight, out: int, following: int, windows: Windows, scalar: bool
 ) -> ConvConfig:
     """Tile sizes whose sums stay in registers and whose stages in 99 KiB of shared memory.
 
-    Every program reads all weights, so tiles are as small as it takes to occupy a large GPU's processors.
+    Every program reads all weights, so tiles are as small as it takes to occupy a large GPU's processors. Planes whose
+    elements are accessed one by one (``scalar``) need more registers for addresses.
     """
-    if config is not None:
-        return config
     key = ConvKey(
         "bottleneck_tail",
         str(dtype).removeprefix("torch."),
@@ -380,7 +380,7 @@ def _bounded(
     )
     base = conv_config(key)
     widest = max(_block(mid.out_channels), _block(following)) * dtype.itemsize // 2
-    largest = 64 if widest <= 128 and dtype != torch.float32 else 32
+    largest = (64 if widest <= 128 and dtype != torch.float32 else 32) // (2 if scalar else 1)
     return ConvConfig(
         block_m=min(base.block_m, largest, _block(windows.cells * windows.count // PROGRAMS)),
         block_n=max(16, min(base.block_n, _block(out), 8192 // widest)),
