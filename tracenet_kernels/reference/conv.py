@@ -34,12 +34,13 @@ def conv2d(
     Returns:
         [H_out, W_out, out].
     """
-    sides = []
-    for size, cells, step, before, spread, taps in zip(
-        x.shape[1::-1], plane[::-1], stride[::-1], padding[::-1], dilation[::-1], weight.shape[:1:-1], strict=True
-    ):
-        sides += [before, (cells - 1) * step + (taps - 1) * spread + 1 - size - before]
-    y = F.conv2d(F.pad(x.movedim(2, 0).unsqueeze(0), sides), weight, None, stride, 0, dilation, groups)[0]
+    reach = [
+        (cells - 1) * step + (taps - 1) * spread + 1
+        for cells, step, taps, spread in zip(plane, stride, weight.shape[2:], dilation, strict=True)
+    ]
+    after = [max(0, n - size - before) for n, size, before in zip(reach, x.shape, padding, strict=False)]
+    padded = F.pad(x.movedim(2, 0), (padding[1], after[1], padding[0], after[0]))[:, : reach[0], : reach[1]]
+    y = F.conv2d(padded.unsqueeze(0), weight, None, stride, 0, dilation, groups)[0]
     y = y.movedim(0, 2)
     if scale is not None:
         y = y * scale

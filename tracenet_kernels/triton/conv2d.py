@@ -23,8 +23,9 @@ from torch import Tensor
 
 from tracenet_kernels.triton.configs import ConvConfig
 from tracenet_kernels.triton.conv2d_launch import Operands, bind
-from tracenet_kernels.triton.conv2d_tile import accumulate, aligned, finish, prefetch, tile_of
+from tracenet_kernels.triton.conv2d_tile import accumulate, finish, prefetch, tile_of
 from tracenet_kernels.triton.launch import Launch
+from tracenet_kernels.triton.operands import aligned
 from tracenet_kernels.triton.planes import DevicePlane, Windows, as_plane
 from tracenet_kernels.triton.split_k import Scratch, hand_in, sum_of_partials
 from tracenet_kernels.triton.weights import DeviceWeight
@@ -105,9 +106,17 @@ def conv2d_kernel(
     row_length = TAPS * padded_channels
     if PDL:
         # Weights are no kernel's output, and GROUP_M is 1: which rows are needed does not depend on the window.
-        ahead = program % column_tiles % group_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-        group_ahead = program % column_tiles // group_tiles * group_outputs
-        prefetch(weight, (group_ahead + tl.minimum(ahead, group_outputs - 1)) * row_length, row_length, 4)
+        # Programs of the same columns share them out; those past the window help.
+        own = program % column_tiles
+        ahead = tl.minimum(own % group_tiles * BLOCK_N + tl.arange(0, BLOCK_N), group_outputs - 1)
+        prefetch(
+            weight,
+            (own // group_tiles * group_outputs + ahead) * row_length,
+            row_length * split // SPLIT,
+            row_length * (split + 1) // SPLIT,
+            program // column_tiles,
+            tl.num_programs(0) // column_tiles,
+        )
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
@@ -115,14 +124,14 @@ def conv2d_kernel(
     y0, y1, x0, x1 = tl.load(window), tl.load(window + 1), tl.load(window + 2), tl.load(window + 3)
     if LEVELS:
         level = levels + job * 11
-        x_offset = tl.multiple_of(tl.load(level), VECTOR_X)
-        x_row_stride = tl.multiple_of(tl.load(level + 1).to(tl.int32), VECTOR_X)
-        x_pixel_stride = tl.multiple_of(tl.load(level + 2).to(tl.int32), VECTOR_X)
+        x_offset = tl.load(level)
+        x_row_stride = tl.load(level + 1).to(tl.int32)
+        x_pixel_stride = tl.load(level + 2).to(tl.int32)
         x_height = tl.load(level + 3).to(tl.int32)
         x_width = tl.load(level + 4).to(tl.int32)
-        out_offset = tl.multiple_of(tl.load(level + 5), VECTOR_OUT)
-        out_row_stride = tl.multiple_of(tl.load(level + 6).to(tl.int32), VECTOR_OUT)
-        out_pixel_stride = tl.multiple_of(tl.load(level + 7).to(tl.int32), VECTOR_OUT)
+        out_offset = tl.load(level + 5)
+        out_row_stride = tl.load(level + 6).to(tl.int32)
+        out_pixel_stride = tl.load(level + 7).to(tl.int32)
         out_zero = tl.load(level + 8).to(tl.int32)
         channel_offset = tl.load(level + 9).to(tl.int32)
         border += tl.load(level + 10)
@@ -142,7 +151,7 @@ def conv2d_kernel(
         group = column_tile // group_tiles
         column = column_tile % group_tiles * BLOCK_N
 
-    x = aligned(x + (x_offset + group * group_channels), VECTOR_X)
+    x += aligned(x_offset + group * group_channels, VECTOR_X)
     # Cells and channels past the end repeat the last one: loads need no mask, and nothing of them is stored.
     cell = cell_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = tl.minimum(cell, cells - 1)
@@ -157,11 +166,11 @@ def conv2d_kernel(
         rows,
         y * STRIDE_Y - PAD_Y,
         x_out * STRIDE_X - PAD_X,
-        x_row_stride,
-        x_pixel_stride,
+        aligned(x_row_stride, VECTOR_X),
+        aligned(x_pixel_stride, VECTOR_X),
         x_height,
         x_width,
-        group_channels,
+        aligned(group_channels, VECTOR_X),
         padded_channels,
         split * steps // SPLIT,
         (split + 1) * steps // SPLIT,
@@ -174,7 +183,6 @@ def conv2d_kernel(
         FILL,
         EVEN_X,
         EVEN_W,
-        VECTOR_X,
         PRECISION,
         INTERPRETED,
         SWAP,
@@ -191,20 +199,20 @@ def conv2d_kernel(
         acc = tl.trans(acc)
     finish(
         acc,
-        aligned(out + out_offset, VECTOR_OUT),
-        aligned(residual + residual_offset, VECTOR_RESIDUAL),
+        out + aligned(out_offset, VECTOR_OUT),
+        residual + aligned(residual_offset, VECTOR_RESIDUAL),
         scale,
         bias,
         shift,
         y,
         x_out,
         cell < cells,
-        tl.multiple_of(group * group_outputs + column, VECTOR_OUT) + tl.arange(0, BLOCK_N),
-        (group + 1) * group_outputs,
-        out_row_stride,
-        out_pixel_stride,
-        residual_row_stride,
-        residual_pixel_stride,
+        aligned(group * group_outputs, VECTOR_OUT) + column + tl.arange(0, BLOCK_N),
+        aligned((group + 1) * group_outputs, VECTOR_OUT),
+        aligned(out_row_stride, VECTOR_OUT),
+        aligned(out_pixel_stride, VECTOR_OUT),
+        aligned(residual_row_stride, VECTOR_RESIDUAL),
+        aligned(residual_pixel_stride, VECTOR_RESIDUAL),
         residual_scale,
         residual_zero,
         out_zero,
@@ -216,8 +224,6 @@ def conv2d_kernel(
         RELU,
         INTERPRETED,
         EVEN_N,
-        VECTOR_OUT,
-        VECTOR_RESIDUAL,
     )
 
 

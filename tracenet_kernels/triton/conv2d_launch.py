@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,15 +12,17 @@ from torch import Tensor
 
 from tracenet_kernels.errors import InputError, WindowError
 from tracenet_kernels.triton import weights as packed
+from tracenet_kernels.triton.cellwise import check_pdl, launch_options
 from tracenet_kernels.triton.configs import ConvConfig, ConvKey, bucket, conv_config
 from tracenet_kernels.triton.launch import Cost, Launch
+from tracenet_kernels.triton.operands import ACTIVATIONS, as_residual, as_vector
+from tracenet_kernels.triton.operands import PRECISIONS as TENSOR_CORE_PRECISIONS
 from tracenet_kernels.triton.planes import DTYPES, DevicePlane, Windows, as_windows, interpreted, same_device
 from tracenet_kernels.triton.split_k import Scratch
 from tracenet_kernels.triton.weights import DeviceWeight
 from tracenet_kernels.window import Window
 
-PRECISIONS = ("ieee", "tf32", "tf32x3")
-ACTIVATIONS = ("none", "relu")
+PRECISIONS = ("ieee", *TENSOR_CORE_PRECISIONS)
 MAX_LEVELS = 5
 SWIZZLE = 8
 """Cell tiles that run through all column tiles together, where those are more than as many."""
@@ -64,7 +66,7 @@ def bind(
     split = min(config.split_k, weight.taps * tiles_per_tap)
     column_tiles = weight.groups * -(-out_channels // config.block_n)
     tiles = -(-table.cells // config.block_m) * column_tiles
-    pdl = pdl and not interpreted() and torch.cuda.get_device_capability(device) >= (9, 0)
+    check_pdl(pdl)
     border = _reads_border(operands)
     folded = _fold(operands, config.block_k)
     partials, counters = _scratch(operands, config, scratch, device, tiles * table.count, split)
@@ -101,8 +103,6 @@ def bind(
         "padded_channels": weight.tensor.shape[2],
         "group_outputs": out_channels,
     }
-    grouped_x = weight.group_channels if weight.groups > 1 else 0
-    grouped_out = out_channels if weight.groups > 1 else 0
     meta = {
         "KERNEL_X": weight.kernel[1],
         "TAPS": weight.taps,
@@ -120,9 +120,9 @@ def bind(
         "EVEN_X": weight.group_channels % config.block_k == 0,
         "EVEN_W": weight.tensor.shape[2] % config.block_k == 0,
         "EVEN_N": out_channels % config.block_n == 0,
-        "VECTOR_X": min(_vector(plane, grouped_x) for plane in operands.xs),
-        "VECTOR_OUT": min(_vector(plane, grouped_out) for plane in operands.outs),
-        "VECTOR_RESIDUAL": 1 if residual is None else _vector(residual, grouped_out),
+        "VECTOR_X": min(_vector(plane, weight.group_channels) for plane in operands.xs),
+        "VECTOR_OUT": min(_vector(plane, out_channels) for plane in operands.outs),
+        "VECTOR_RESIDUAL": 1 if residual is None else _vector(residual, out_channels),
         "SCALE": folded.scale is not None,
         "BIAS": folded.bias is not None,
         "SHIFT": folded.shift is not None,
@@ -139,16 +139,13 @@ def bind(
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
     }
-    options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
-    if pdl:
-        options["launch_pdl"] = True
     return Launch(
         name=name,
         kernel=kernel,
         grid=(tiles, table.count, split),
         args=args,
         meta=meta,
-        options=options,
+        options=launch_options(config.warps, config.stages, pdl=pdl),
         tensor_cores=x.dtype != torch.float32 or operands.precision != "ieee",
         cost=_cost(operands, table, rows, split),
     )
@@ -169,21 +166,10 @@ def _check(operands: Operands) -> torch.device:
         if out.channels != weight.out_channels:
             raise InputError(f"out has {out.channels} channels (level {level}), the weight gives {weight.out_channels}")
     if residual is not None:
-        f = operands.residual_factor
-        if f < 1:
-            raise InputError(f"residual_factor is {f}; pass an integer >= 1")
-        plane = -(-outs[0].plane[0] // f), -(-outs[0].plane[1] // f)
-        if residual.plane != plane or residual.channels != weight.out_channels:
-            raise InputError(
-                f"the residual's plane is {residual.plane} of {residual.channels} channels; for factor {f} it must be "
-                f"{plane} of {weight.out_channels}"
-            )
+        as_residual(residual, operands.residual_factor, outs[0], _OUT_DTYPES)
     for kind, vectors in (("scale", operands.scales), ("bias", operands.biases)):
         for vector in vectors:
-            if vector is not None and (vector.dtype != torch.float32 or vector.shape != (weight.out_channels,)):
-                raise InputError(
-                    f"{kind} is {vector.dtype} {tuple(vector.shape)}; pass float32 ({weight.out_channels},)"
-                )
+            as_vector(vector, kind, weight.out_channels)
     if operands.activation not in ACTIVATIONS:
         raise InputError(f"activation {operands.activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
     if operands.precision not in PRECISIONS:
@@ -211,9 +197,8 @@ def _check_dtypes(operands: Operands) -> None:
         raise InputError(
             f"x holds {xs[0].dtype}, the weight {weight.tensor.dtype}; both must be the same one of {allowed}"
         )
-    for kind, plane in (("out", outs[0]), ("residual", residual)):
-        if plane is not None and plane.dtype not in _OUT_DTYPES:
-            raise InputError(f"{kind} holds {plane.dtype}; pass one of {allowed}")
+    if outs[0].dtype not in _OUT_DTYPES:
+        raise InputError(f"out holds {outs[0].dtype}; pass one of {allowed}")
     for plane in (*xs, *outs, *([residual] if residual else [])):
         if plane.dtype in _EIGHT_BITS:
             limits = (-128, 127) if plane.dtype == torch.int8 else (0, 0)
@@ -303,6 +288,9 @@ def _config(operands: Operands, windows: Windows, config: ConvConfig | None, fam
             windows.count,
         )
         config = conv_config(key)
+        if dtype == torch.float32 and operands.precision == "ieee":
+            # Without tensor cores a thread holds all of a tile's inner axis in registers.
+            config = replace(config, block_k=16)
     for name, size, least in (
         ("block_m", config.block_m, 16),
         ("block_n", config.block_n, 16),
@@ -401,7 +389,7 @@ def _distance(first: DevicePlane, plane: DevicePlane) -> int:
 
 
 def _vector(plane: DevicePlane, group_channels: int) -> int:
-    """Elements that every access of a row of channels is aligned to: 16 bytes at most."""
+    """Elements that divide the addresses of cells and the channels of a group: one access, 16 bytes at most."""
     size = plane.tensor.element_size()
     offsets = (plane.offset, plane.row_stride, plane.pixel_stride, group_channels)
     return max(1, math.gcd(16, plane.tensor.data_ptr(), *(offset * size for offset in offsets)) // size)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tracenet_kernels.triton.cellwise import relu
+
 
 @triton.jit
 def tile_of(program, cell_tiles, column_tiles, GROUP_M: tl.constexpr):
@@ -25,25 +27,20 @@ def tile_of(program, cell_tiles, column_tiles, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def aligned(pointer, ELEMENTS: tl.constexpr):
-    """``pointer``, which the host knows to be a multiple of so many elements."""
-    return tl.multiple_of(pointer, ELEMENTS * (pointer.dtype.element_ty.primitive_bitwidth // 8))
-
-
-@triton.jit
-def prefetch(weight, rows, row_length, LINES: tl.constexpr):
-    """Ask the L2 cache for the first ``LINES`` cache lines of weight rows that start at ``rows``."""
-    LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
-    columns = tl.minimum(tl.arange(0, LINES) * LINE, row_length - 1)
-    pointers = weight + (rows[:, None] + columns[None, :])
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-        "=r,l",
-        [pointers.to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+def prefetch(weight, rows, first, last, part, parts):
+    """Ask the L2 cache for columns [first, last) of weight rows that start at ``rows``: one part of so many."""
+    LINES: tl.constexpr = 8
+    LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
+    for start in range(first + part * (LINES * LINE), last, parts * (LINES * LINE)):
+        columns = tl.minimum(start + tl.arange(0, LINES) * LINE, last - 1)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+            "=r,l",
+            [weight + (rows[:, None] + columns[None, :])],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -51,7 +48,7 @@ def accumulate(
     x,  # cell (0, 0) and first channel of the group
     weight,
     border,  # BLOCK_K elements that stand for real zero; read where FILL
-    weight_rows,  # [BLOCK_N] offsets of the rows of the output channels
+    weight_rows,  # [BLOCK_N] offsets of the rows of the output channels, multiples of 16
     y,  # [BLOCK_M] first input row of each output cell; may lie off the plane
     x_column,  # [BLOCK_M] first input column
     row_stride,
@@ -71,7 +68,6 @@ def accumulate(
     FILL: tl.constexpr,
     EVEN_X: tl.constexpr,
     EVEN_W: tl.constexpr,
-    VECTOR_X: tl.constexpr,
     PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
     SWAP: tl.constexpr,
@@ -92,7 +88,7 @@ def accumulate(
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=SUM)
     ZERO: tl.constexpr = 0 if weight.dtype.element_ty.is_int8() else 0.0
     k = tl.arange(0, BLOCK_K)
-    cells = tl.expand_dims(tl.multiple_of(y * row_stride + x_column * pixel_stride, VECTOR_X), CELL_K)
+    cells = tl.expand_dims(y * row_stride + x_column * pixel_stride, CELL_K)
     rows = tl.expand_dims(tl.multiple_of(weight_rows, 16), 1 - CELL_K)
     for step in range(first, last):
         if TAPS == 1:
@@ -103,7 +99,7 @@ def accumulate(
             channel = (step % TILES_PER_TAP) * BLOCK_K
             dy = tap // KERNEL_X * DILATION_Y
             dx = tap % KERNEL_X * DILATION_X
-            shift = tl.multiple_of(dy * row_stride + dx * pixel_stride, VECTOR_X) + channel
+            shift = dy * row_stride + dx * pixel_stride + channel
             column = tl.multiple_of(tap * padded_channels, 16) + channel
         pointers = x + (cells + tl.expand_dims(shift + k, 1 - CELL_K))
         if BORDER:
@@ -183,8 +179,6 @@ def finish(
     RELU: tl.constexpr,
     INTERPRETED: tl.constexpr,
     EVEN_N: tl.constexpr,
-    VECTOR_OUT: tl.constexpr,
-    VECTOR_RESIDUAL: tl.constexpr,
 ):
     """``act((acc - shift) * scale + bias + residual)`` to the output, rounded and clamped where that is 8-bit.
 
@@ -204,13 +198,12 @@ def finish(
         mask = written[:, None] & exists[None, :]
     if RESIDUAL_FACTOR > 0:
         cells = y // RESIDUAL_FACTOR * residual_row_stride + x // RESIDUAL_FACTOR * residual_pixel_stride
-        cells = tl.multiple_of(cells, VECTOR_RESIDUAL)
         added = tl.load(residual + (cells[:, None] + columns[None, :]), mask=mask).to(tl.float32)
         if RESIDUAL_SCALED:
             added = (added - residual_zero) * residual_scale
         value += added
     if RELU:
-        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        value = relu(value)
     if out.dtype.element_ty.is_int8():
         value = tl.minimum(tl.maximum(value, -128.0 - out_zero), 127.0 - out_zero)
         # Adding 1.5 * 2^23 leaves no bits for a fraction: the hardware rounds, halves to even.
@@ -219,5 +212,5 @@ def finish(
         value = tl.minimum(tl.maximum(value, -448.0), 448.0)
         if INTERPRETED:
             value = rounded_to_fp8(value)
-    cells = tl.multiple_of(y * out_row_stride + x * out_pixel_stride, VECTOR_OUT)
+    cells = y * out_row_stride + x * out_pixel_stride
     tl.store(out + (cells[:, None] + columns[None, :]), value.to(out.dtype.element_ty), mask=mask)

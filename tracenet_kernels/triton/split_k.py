@@ -58,6 +58,6 @@ def sum_of_partials(partials, counters, tile, acc, SPLIT: tl.constexpr):
     cells = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     base = partials + tile.to(tl.int64) * (SPLIT * ROWS * COLUMNS)
     total = tl.load(base + cells, cache_modifier=".cg")
-    for split in range(1, SPLIT):
+    for split in tl.static_range(1, SPLIT):
         total += tl.load(base + split * (ROWS * COLUMNS) + cells, cache_modifier=".cg")
     return total

@@ -64,7 +64,7 @@ def test_the_epilogue_adds_residuals_and_clips(residual_factor: int, dtype: torc
 @given(data=st.data())
 @settings(max_examples=10)
 def test_any_window_is_bit_identical_to_the_whole_plane(data: st.DataObject) -> None:
-    side, kernel = st.integers(1, 8), st.integers(1, 3)
+    side, kernel = st.integers(1, 6), st.integers(1, 3)
     stride = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     plane = data.draw(st.tuples(side, side))
     case = Convolution(
@@ -240,9 +240,10 @@ def test_half_planes_may_give_other_dtypes() -> None:
         ({"out": torch.zeros(7, 9, 20)}, "out has 20 channels"),
         ({"out": torch.zeros(7, 9, 21, dtype=torch.uint8)}, "out holds torch.uint8"),
         ({"out": torch.zeros(7, 9, 21, device="meta")}, "move them to one device"),
-        ({"residual": torch.zeros(7, 8, 21)}, "the residual's plane is"),
-        ({"residual": torch.zeros(7, 9, 21), "residual_factor": 2}, "for factor 2 it must be"),
-        ({"residual": torch.zeros(7, 9, 21), "residual_factor": 0}, "residual_factor is 0"),
+        ({"residual": torch.zeros(7, 8, 21)}, r"at least \(7, 9\)"),
+        ({"residual": torch.zeros(3, 5, 21), "residual_factor": 2}, r"at least \(4, 5\)"),
+        ({"residual": torch.zeros(7, 9, 20)}, "pass 21 channels"),
+        ({"residual": torch.zeros(7, 9, 21), "residual_factor": 0}, "a factor >= 1"),
         ({"residual": torch.zeros(7, 9, 21, dtype=torch.uint8)}, "residual holds torch.uint8"),
         ({"scale": torch.zeros(20)}, r"scale is torch.float32 \(20,\)"),
         ({"bias": torch.zeros(21, dtype=torch.float16)}, "bias is torch.float16"),
