@@ -11,6 +11,7 @@ from tracenet_kernels.reference.mask_head import mask_head
 from tracenet_kernels.reference.plan_windows import plan_windows
 from tracenet_kernels.reference.pools import avg_pool2d, max_pool2d
 from tracenet_kernels.reference.resizes import aligned_bilinear, resize, resize_taps
+from tracenet_kernels.reference.stem import stem, stem_conv
 
 __all__ = [
     "add",
@@ -28,4 +29,6 @@ __all__ = [
     "resize",
     "resize_taps",
     "sigmoid",
+    "stem",
+    "stem_conv",
 ]
