@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.util
-from collections.abc import Callable
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +19,7 @@ from torch import Tensor, nn
 
 from tracenet_kernels import Window, ops, reference
 from tracenet_kernels.errors import BackendError, InputError, WindowError
+from tracenet_kernels.gpu import interpreted
 from tracenet_kernels.ops import packing, registration
 from tracenet_kernels.testing import assert_close, assert_only_written, poisoned
 
@@ -309,14 +315,17 @@ def test_one_graph_serves_all_sizes() -> None:
     assert len(graphs) == 1
 
 
-@pytest.mark.slow
+# Inductor imports parts of PyTorch that others of its parts deprecate.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_by_inductor() -> None:
-    if not torch._inductor.cpp_builder.get_cpp_compiler():
-        pytest.skip("there is no C++ compiler")
-    case = conv()
+    # Nothing but the operations, so that no C++ is compiled.
+    first, second = conv(), max_pool()
+
+    def run(*inputs: Tensor) -> Tensor:
+        return ops.max_pool2d(ops.conv2d(*inputs, **first.options), **second.options)
+
     torch.compiler.reset()
-    run = torch.compile(lambda *inputs: ops.conv2d(*inputs, **case.options).relu() + 1, fullgraph=True)
-    assert_close(run(*case.inputs), case()[0].relu() + 1)
+    assert torch.equal(torch.compile(run, fullgraph=True)(*first.inputs), run(*first.inputs))
 
 
 class Block(nn.Module):
@@ -365,3 +374,220 @@ def test_inference_mode(case: Case) -> None:
         outs = case.outs()
         case.into(outs)
         assert all(torch.equal(a, b) for a, b in zip(case() + outs, wanted * 2, strict=True))
+
+
+def on_device(value: Any, device: str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return tuple(on_device(part, device) for part in value) if isinstance(value, tuple) else value
+
+
+@contextlib.contextmanager
+def kernels() -> Iterator[str]:
+    """Triton's kernels run on the device that this gives."""
+    if interpreted():
+        with registration.kernels_on_cpu():
+            yield "cpu"
+    else:
+        yield "cuda"
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_agree_with_the_twin(case: Case, dtype: torch.dtype) -> None:
+    inputs, window = case.cast(dtype), a_window(case)
+    exact = in_double(Case(case.name, tuple(inputs), case.size, case.channels, case.options, case.more))()
+    with kernels() as device:
+        inputs = [on_device(value, device) for value in inputs]
+        case.options = {key: on_device(value, device) for key, value in case.options.items()}
+        wholes, parts = case(*inputs), case(*inputs, window=window)
+        outs = [on_device(out, device) for out in case.outs(dtype)]
+        table = torch.tensor([list(window), [0, 0, 0, 5]], dtype=torch.int32, device=device)
+        case.into(outs, *inputs, table=table)
+    for index, whole in enumerate(wholes):
+        assert_close(whole, exact[index].to(device))
+        assert torch.equal(parts[index], whole[window.slices])
+        assert_only_written(outs[index], [window], axes=(0, 1))
+        assert torch.equal(outs[index][window.slices], whole[window.slices])
+
+
+@needs_triton
+def test_planned_windows_of_the_kernel() -> None:
+    with kernels() as device:
+        for changed in ({}, {"minus": None, "may_subtract": None}):
+            arguments = {**plan_arguments(), **changed}
+            found = ops.plan_windows(**{key: on_device(value, device) for key, value in arguments.items()})
+            assert torch.equal(found.cpu(), reference.plan_windows(**arguments))
+
+
+@needs_triton
+def test_kernels_are_compiled_into_graphs_as_they_are() -> None:
+    case = conv()
+    with kernels() as device:
+        inputs = [on_device(value, device) for value in case.inputs]
+        case.options = {key: on_device(value, device) for key, value in case.options.items()}
+        assert torch.equal(compiled(lambda *given: case(*given)[0])(*inputs), case(*inputs)[0])
+
+
+@needs_triton
+def test_a_weight_is_packed_once_until_it_changes() -> None:
+    weight = random(4, 3, 3, 3)
+    first = packing.packed(weight, padding=(1, 1))
+    assert packing.packed(weight, padding=(1, 1)) is first
+    assert packing.packed(weight, padding=(0, 0)) is not first
+    assert packing.packed(weight, padding=(1, 1)) is first
+    weight.mul_(2)
+    second = packing.packed(weight, padding=(1, 1))
+    assert torch.equal(second.tensor, 2 * first.tensor)
+    weight.data = weight.data.clone()
+    assert packing.packed(weight, padding=(1, 1)) is not second
+    with torch.inference_mode():
+        inference = random(4, 3, 3, 3)
+        before = packing.packed(inference)
+        inference.mul_(2)
+        assert torch.equal(packing.packed(inference).tensor, 2 * before.tensor)
+
+
+@needs_triton
+def test_packs_go_with_their_weights() -> None:
+    weight = random(4, 3, 1, 1)
+    held = weakref.ref(packing.packed(weight).tensor)
+    assert held() is not None
+    del weight
+    gc.collect()
+    assert held() is None
+
+
+def test_half_precision_is_rounded_once() -> None:
+    x, weight = random(5, 6, 40).half(), random(3, 40, 3, 3).half()
+    wanted = F.conv2d(x.double().movedim(-1, 0)[None], weight.double(), None, 1, 1)[0].movedim(0, -1)
+    assert torch.equal(ops.conv2d(x, weight, padding=1), wanted.half())
+
+
+def test_other_dtypes_of_outputs() -> None:
+    case = conv()
+    out = poisoned(7, 5, 6, dtype=torch.float16)
+    case.into([out])
+    assert torch.equal(out, case()[0].half())
+
+
+def test_planes_of_channels_last_batches() -> None:
+    images = random(2, 5, 7, 9).contiguous(memory_format=torch.channels_last)
+    found = ops.max_pool2d(images.movedim(1, -1)[1], kernel=3, stride=2, padding=1)
+    assert torch.equal(found.movedim(-1, 0), F.max_pool2d(images, 3, 2, 1)[1])
+
+
+MISTAKES: list[tuple[Callable[[], Case], dict[int, Tensor], dict[str, Any], str]] = [
+    (conv, {0: random(7, 9)}, {}, r"x has shape \(7, 9\)"),
+    (conv, {0: random(7, 9, 5).to(torch.int32)}, {}, "x holds torch.int32"),
+    (conv, {0: random(5, 7, 9).movedim(0, -1)}, {}, "channels must be contiguous"),
+    (conv, {0: random(7, 9, 4)}, {}, "weight takes 5 channels; it is given 4"),
+    (conv, {0: random(7, 9, 5).half()}, {}, "weight holds torch.float32"),
+    (conv, {1: random(6, 5, 3)}, {}, "weight has shape"),
+    (conv, {2: random(5)}, {}, r"bias is torch.float32 \(5,\)"),
+    (conv, {2: random(6).half()}, {}, "bias is torch.float16"),
+    (conv, {}, {"scale": random(12)[::2]}, "pass contiguous float32"),
+    (conv, {}, {"stride": 0}, "pass kernel, stride and dilation >= 1"),
+    (conv, {}, {"stride": (1, 1, 1)}, r"pass a number or \(y, x\)"),
+    (conv, {}, {"groups": 4}, "do not divide into 4 groups"),
+    (conv, {}, {"activation": "gelu"}, "activation 'gelu' is unknown"),
+    (conv, {}, {"precision": "half"}, "precision 'half' is unknown"),
+    (conv_with_residual, {}, {"residual_factor": 0}, "residual_factor is 0"),
+    (conv_with_residual, {}, {"residual_factor": 3}, "the residual has shape"),
+    (max_pool, {}, {"kernel": -1}, "pass kernel, stride and dilation >= 1"),
+    (avg_pool, {}, {"divisor": -2}, "avg_pool2d with divisor -2"),
+    (resize, {}, {"mode": "cubic"}, "resize mode 'cubic'"),
+    (resize, {}, {"ratio": (1.0, float("nan"))}, "pass two finite numbers"),
+    (resize, {}, {"addend": random(7, 9, 2)}, "the addend has shape"),
+    (aligned_resize, {}, {"factor": 0}, "resize with factor 0"),
+    (tail, {2: random(6, 5, 1, 1)}, {}, "kernels"),
+    (tail, {1: random(3, 5, 8)}, {}, "the residual has shape"),
+    (last_tail, {}, {"following_affine": (None, random(4))}, "without following"),
+    (tail, {}, {"expand_affine": (random(6), None)}, "the scale of expand"),
+    (head, {0: random(4, 5, 7)}, {}, "features have 7 channels"),
+    (head, {1: random(168)}, {}, "theta is"),
+    (head, {}, {"stride": 0}, "mask_head with stride 0"),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=[f"{make.__name__}: {text}" for make, _, _, text in MISTAKES])
+def test_mistakes(mistake: tuple[Callable[[], Case], dict[int, Tensor], dict[str, Any], str]) -> None:
+    make, replaced, changed, message = mistake
+    case = make()
+    inputs = [replaced.get(index, value) for index, value in enumerate(case.inputs)]
+    with pytest.raises(InputError, match=message):
+        case(*inputs, **changed)
+    with pytest.raises(InputError, match=message):
+        case.into(case.outs(), *inputs, **changed)
+
+
+@pytest.mark.parametrize("window", [(0, 8, 0, 5), (-1, 2, 0, 5), (3, 2, 0, 5), (0, 7, 0), (0, 7, 0, 6)])
+def test_windows_off_the_plane(window: tuple[int, ...]) -> None:
+    with pytest.raises(WindowError, match="window"):
+        conv()(window=window)
+    with pytest.raises(WindowError, match="window"):
+        conv().into(conv().outs(), window=window)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"table": torch.zeros(1, 4)}, "the window table is torch.float32"),
+        ({"table": torch.zeros(4, dtype=torch.int32)}, r"the window table is torch.int32 \(4,\)"),
+        ({"table": torch.zeros(0, 4, dtype=torch.int32)}, "at least one row"),
+        ({"table": torch.zeros(1, 4, dtype=torch.int32), "bound": (0, 3)}, "bound"),
+        ({"table": torch.zeros(1, 4, dtype=torch.int32), "window": (0, 1, 0, 1)}, "both given"),
+    ],
+)
+def test_bad_tables(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        conv().into(conv().outs(), **options)
+
+
+def test_rows_off_the_plane() -> None:
+    with pytest.raises(WindowError, match="of the table is not within"):
+        conv().into(conv().outs(), table=torch.tensor([[0, 8, 0, 5]], dtype=torch.int32))
+
+
+def test_outputs_that_do_not_fit() -> None:
+    with pytest.raises(InputError, match="out has 7 channels; pass 6"):
+        conv().into([poisoned(7, 5, 7)])
+    with pytest.raises(InputError, match="gives 2 planes"):
+        tail().into(tail().outs()[:1])
+    with pytest.raises(InputError, match="pass planes of one size"):
+        tail().into([poisoned(3, 5, 9), poisoned(2, 5, 4)])
+    with pytest.raises(InputError, match="pass planes of"):
+        tail().into([poisoned(4, 5, 9), poisoned(4, 5, 4)])
+    with pytest.raises(InputError, match="has no cell on a plane"):
+        ops.max_pool2d(random(2, 2, 3), kernel=3, stride=1)
+    with pytest.raises(InputError, match="without a size"):
+        ops.resize(random(2, 2, 3), mode="nearest")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"request": torch.zeros(3, dtype=torch.int32)}, "the request is"),
+        ({"unit": -1}, "unit -1"),
+        ({"tables_x": (torch.zeros(3, 3), torch.zeros(3, 3))}, "tables_x hold torch.float32"),
+        ({"tables_x": (torch.zeros(3, 2, dtype=torch.int16),) * 2}, "tables_x have shapes"),
+        ({"minus": None}, "go together"),
+        ({"may_subtract": torch.zeros(4, dtype=torch.int32)}, "may_subtract is"),
+        ({"may_subtract": torch.zeros(6, dtype=torch.int32)[::2]}, "pass contiguous ones"),
+    ],
+)
+def test_bad_plans(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ops.plan_windows(**{**plan_arguments(), **changed})
+
+
+def test_where_no_kernel_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registration, "_why_not", lambda: "Triton is not installed")
+    with pytest.raises(BackendError, match="conv2d on CUDA tensors needs Triton kernels, and Triton is not installed"):
+        registration.require_kernels("conv2d")
+
+
+def test_importing_the_operations_needs_no_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None; from tracenet_kernels import ops; print(ops.conv2d.__name__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "conv2d"

@@ -16,6 +16,7 @@ from tracenet_kernels.ops.checks import (
     check_plane,
     check_vector,
     check_weight,
+    listed,
     pair,
     refuse_gradients,
     sliding_size,
@@ -68,7 +69,7 @@ def bottleneck_tail(
     affine = (*mid_affine, *expand_affine, *following_affine)
     refuse_gradients("bottleneck_tail", x, residual, mid, expand, following, *affine)
     planes = torch.ops.tracenet.bottleneck_tail(
-        x, residual, mid, expand, following, pair(stride), *affine, None, window
+        x, residual, mid, expand, following, pair(stride), *affine, None, listed(window)
     )
     return planes[0], (None if following is None else planes[1])
 
@@ -99,7 +100,7 @@ def bottleneck_tail_out(
     refuse_gradients("bottleneck_tail_out", out, following_out, x, residual, mid, expand, following, *affine)
     outs = [out] if following_out is None else [out, following_out]
     torch.ops.tracenet.bottleneck_tail_out(
-        outs, x, residual, mid, expand, following, pair(stride), *affine, window, table, bound
+        outs, x, residual, mid, expand, following, pair(stride), *affine, listed(window), table, bound
     )
 
 

@@ -1,6 +1,7 @@
 """What the operations check of their arguments, before any kernel and while they are traced.
 
-Sizes may be symbolic: they are compared, never turned into Python integers.
+Sizes may be symbolic: each is compared on its own and never turned into a Python integer, so that one graph serves
+all sizes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ def pair(value: Pair) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
+def listed(window: WindowLike) -> list[int] | None:
+    """The window as a plain list: what captures calls knows no classes of ours."""
+    return None if window is None else list(window)
+
+
 def refuse_gradients(name: str, *tensors: Tensor | None) -> None:
     """Raises InputError where a gradient of an operation without one would be recorded."""
     if torch.is_grad_enabled():
@@ -43,7 +49,7 @@ def check_plane(value: Tensor, name: str, like: Tensor | None = None) -> None:
     doubles = value.dtype == torch.float64 and value.device.type == "cpu"
     if value.dtype not in (torch.float32, *HALVES) and not doubles:
         raise InputError(f"{name} holds {value.dtype}; pass float32, float16 or bfloat16 (on a CPU also float64)")
-    if value.stride(2) != 1 or min(value.stride()) < 1:
+    if value.stride(2) != 1 or any(stride < 1 for stride in value.stride()):
         raise InputError(
             f"{name} has strides {value.stride()}; channels must be contiguous: pass x.contiguous() of [H, W, C], "
             "or images.movedim(1, -1)[0] of a channels_last batch"
@@ -129,7 +135,7 @@ def sliding_size(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x.shape[:2], kernel, stride, padding, dilation, strict=True)
     ]
-    if min(sides) < 1:
+    if any(side < 1 for side in sides):
         raise InputError(
             f"{name} with kernel {list(kernel)}, padding {list(padding)}, dilation {list(dilation)} has no cell on a "
             f"plane of {x.shape[0]} x {x.shape[1]}; pass a larger plane or more padding"
@@ -143,7 +149,7 @@ def checked_size(name: str, size: Sequence[int]) -> tuple[int, int]:
     Raises:
         InputError: not two positive numbers.
     """
-    if len(size) != 2 or min(size) < 1:
+    if len(size) != 2 or any(side < 1 for side in size):
         raise InputError(f"{name} with a result of size {list(size)}; pass (rows, columns), both >= 1")
     return size[0], size[1]
 
@@ -176,5 +182,5 @@ def check_table(table: Tensor, bound: Sequence[int] | None, device: torch.device
         raise InputError(
             f"the window table is {tuple(table.shape)} on {table.device}; pass at least one row on {device}"
         )
-    if bound is not None and (len(bound) != 2 or min(bound) < 1):
+    if bound is not None and (len(bound) != 2 or any(side < 1 for side in bound)):
         raise InputError(f"bound {list(bound)}; pass the rows and columns that no window of the table exceeds")

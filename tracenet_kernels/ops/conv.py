@@ -17,6 +17,7 @@ from tracenet_kernels.ops.checks import (
     check_plane,
     check_vector,
     check_weight,
+    listed,
     pair,
     refuse_gradients,
     sliding_size,
@@ -90,7 +91,7 @@ def conv2d(
         activation,
         precision,
         size,
-        window,
+        listed(window),
     )
 
 
@@ -138,7 +139,7 @@ def conv2d_out(
         groups,
         activation,
         precision,
-        window,
+        listed(window),
         table,
         bound,
     )

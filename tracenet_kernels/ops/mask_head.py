@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tracenet_kernels import reference
 from tracenet_kernels.errors import InputError
-from tracenet_kernels.ops.checks import WindowLike, check_plane, check_vector, refuse_gradients
+from tracenet_kernels.ops.checks import WindowLike, check_plane, check_vector, listed, refuse_gradients
 from tracenet_kernels.ops.registration import Family, Results, Size
 from tracenet_kernels.triton.planes import DevicePlane, Windows
 
@@ -60,7 +60,7 @@ def mask_head(
     """
     refuse_gradients("mask_head", features, theta, origin, size_of_interest)
     return torch.ops.tracenet.mask_head(
-        features, theta, origin, size_of_interest, stride, factor, sigmoid, None, window
+        features, theta, origin, size_of_interest, stride, factor, sigmoid, None, listed(window)
     )
 
 
@@ -84,7 +84,7 @@ def mask_head_out(
     """
     refuse_gradients("mask_head_out", out, features, theta, origin, size_of_interest)
     torch.ops.tracenet.mask_head_out(
-        out, features, theta, origin, size_of_interest, stride, factor, sigmoid, window, table, bound
+        out, features, theta, origin, size_of_interest, stride, factor, sigmoid, listed(window), table, bound
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tracenet_kernels import reference
 from tracenet_kernels.errors import InputError
-from tracenet_kernels.ops.checks import Pair, WindowLike, check_plane, pair, refuse_gradients, sliding_size
+from tracenet_kernels.ops.checks import Pair, WindowLike, check_plane, listed, pair, refuse_gradients, sliding_size
 from tracenet_kernels.ops.registration import Family, Results, Size
 from tracenet_kernels.triton.planes import DevicePlane, Windows
 
@@ -46,7 +46,9 @@ def max_pool2d(
         BackendError: CUDA tensors where no Triton kernel can run.
     """
     refuse_gradients("max_pool2d", x)
-    return torch.ops.tracenet.max_pool2d(x, pair(kernel), pair(stride), pair(padding), pair(dilation), size, window)
+    return torch.ops.tracenet.max_pool2d(
+        x, pair(kernel), pair(stride), pair(padding), pair(dilation), size, listed(window)
+    )
 
 
 def max_pool2d_out(
@@ -67,7 +69,7 @@ def max_pool2d_out(
     """
     refuse_gradients("max_pool2d_out", out, x)
     torch.ops.tracenet.max_pool2d_out(
-        out, x, pair(kernel), pair(stride), pair(padding), pair(dilation), window, table, bound
+        out, x, pair(kernel), pair(stride), pair(padding), pair(dilation), listed(window), table, bound
     )
 
 
@@ -103,7 +105,7 @@ def avg_pool2d(
     """
     refuse_gradients("avg_pool2d", x)
     return torch.ops.tracenet.avg_pool2d(
-        x, pair(kernel), pair(stride), pair(padding), count_include_pad, divisor, size, window
+        x, pair(kernel), pair(stride), pair(padding), count_include_pad, divisor, size, listed(window)
     )
 
 
@@ -126,7 +128,7 @@ def avg_pool2d_out(
     """
     refuse_gradients("avg_pool2d_out", out, x)
     torch.ops.tracenet.avg_pool2d_out(
-        out, x, pair(kernel), pair(stride), pair(padding), count_include_pad, divisor, window, table, bound
+        out, x, pair(kernel), pair(stride), pair(padding), count_include_pad, divisor, listed(window), table, bound
     )
 
 

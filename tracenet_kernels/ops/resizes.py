@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tracenet_kernels import reference
 from tracenet_kernels.errors import InputError
-from tracenet_kernels.ops.checks import WindowLike, check_plane, checked_size, refuse_gradients
+from tracenet_kernels.ops.checks import WindowLike, check_plane, checked_size, listed, refuse_gradients
 from tracenet_kernels.ops.registration import Family, Results, Size
 from tracenet_kernels.triton.planes import DevicePlane, Windows
 
@@ -90,7 +90,7 @@ def resize(
         BackendError: CUDA tensors where no Triton kernel can run.
     """
     refuse_gradients("resize", x, addend)
-    return torch.ops.tracenet.resize(x, addend, mode, ratio, factor, size, window)
+    return torch.ops.tracenet.resize(x, addend, mode, ratio, factor, size, listed(window))
 
 
 def resize_out(
@@ -110,7 +110,7 @@ def resize_out(
     ``window``, ``table`` and ``bound``: see :func:`tracenet_kernels.ops.conv2d_out`.
     """
     refuse_gradients("resize_out", out, x, addend)
-    torch.ops.tracenet.resize_out(out, x, addend, mode, ratio, factor, window, table, bound)
+    torch.ops.tracenet.resize_out(out, x, addend, mode, ratio, factor, listed(window), table, bound)
 
 
 class _Arguments(NamedTuple):
