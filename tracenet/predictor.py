@@ -106,10 +106,14 @@ class Predictor:
             :class:`tracenet.checkpoint.Checkpoint`, of which only what the backend needs is loaded.
         settings: how the checkpoint wants to be used (working size, levels, mask window); by default those of
             :class:`PredictorSettings`, with the level choice that the model's heads allow.
-        backend: ``"native"`` (C++ kernels, fp32, no PyTorch once a checkpoint's program is cached), ``"torch"``
-            (crop-and-pad), or ``"auto"``: native where it is built and fits the model, else torch.
+        backend: ``"triton"`` (Triton kernels on an NVIDIA GPU, replayed from captured graphs), ``"native"`` (C++
+            kernels on the CPU, fp32, no PyTorch once a checkpoint's program is cached), ``"torch"`` (crop-and-pad), or
+            ``"auto"``: the first of them that is available and fits the model.
         keep_features: keep block outputs and pyramid windows between clicks of one image.
         max_kept_bytes: bound on what is kept, at all scales together.
+        device: of the triton backend.
+        dtype: that the network computes in: ``"float32"``, and with the triton backend ``"float16"`` (its default) or
+            ``"bfloat16"``.
 
     Attributes:
         last_plan: what the last call of :meth:`predict` computed.
@@ -127,6 +131,8 @@ class Predictor:
         backend: str = "auto",
         keep_features: bool = True,
         max_kept_bytes: int = 1 << 30,
+        device: str = "cuda",
+        dtype: str | None = None,
     ) -> None:
         self.config = model.config
         if self.config.mask_branch == "none":
@@ -139,7 +145,7 @@ class Predictor:
             raise InputError("level_choice='level' needs a model with level_head=True; use 'score' for this one")
         if settings.zoom != "off":
             self._check_choice(settings)
-        self.network = open_network(model, backend)
+        self.network = open_network(model, backend, device, dtype)
         self.settings = settings
         self.keep_features = keep_features
         self.max_kept_bytes = max_kept_bytes

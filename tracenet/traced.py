@@ -16,11 +16,12 @@ from tracenet.graph import Graph, Node, capture, fold_batch_norm
 from tracenet.rft.layouts import infer_layouts
 from tracenet.rft.trace import Kept, Plan, plan_windows
 from tracenet_kernels.backends import AUTO, BACKENDS, choose
-from tracenet_kernels.errors import InputError, RequestError, ScheduleError
+from tracenet_kernels.errors import BackendError, InputError, RequestError, ScheduleError
 from tracenet_kernels.window import Window
 
 if TYPE_CHECKING:
     from tracenet.engine.execute import NativeExecutor
+    from tracenet.engine.gpu.execute import GpuExecutor
 
 Inputs = Tensor | Patch | Sequence[Tensor | Patch]
 """The network's inputs: one or a sequence, each full size or a :class:`~tracenet.crop_pad.Patch` of it."""
@@ -37,6 +38,7 @@ class TracedModel:
         self.graph = graph
         infer_layouts(graph)
         self._native: NativeExecutor | None = None
+        self._gpu: GpuExecutor | None = None
         self._native_lock = threading.Lock()
         self._twin: weakref.ref[TracedModel] | None = None
 
@@ -57,7 +59,8 @@ class TracedModel:
                 tensor, a patch that holds the window the plan reads: ``Patch(plan.windows["image"], crop)``.
             plan: from :meth:`plan` of this object.
             backend: ``"torch"``, the crop-and-pad path; ``"native"``, the C++ kernels, in place on windows, for fp32 on
-                the CPU and one image (what has no kernel runs in PyTorch); ``"auto"``, native where it can be.
+                the CPU and one image (what has no kernel runs in PyTorch); ``"triton"``, the same on an NVIDIA GPU,
+                where every step must have a kernel; ``"auto"``, the first of triton, native and torch that can.
 
         Returns:
             the requested windows, keyed like the request.
@@ -92,10 +95,16 @@ class TracedModel:
         if unknown:
             raise RequestError(f"{unknown[0]!r} is to be kept but is not a node; use the names in plan.windows")
         given = self._check(inputs, plan)
-        obstacle = ""
-        if backend in ("native", AUTO) and BACKENDS["native"].available:
-            obstacle = "patches are kept by the caller" if store or keep else self._obstacle(plan, given)
-        if choose(backend, {"native": obstacle}) == "native":
+        obstacles: dict[str, str] = {}
+        for name, find in (("triton", self._gpu_obstacle), ("native", self._obstacle)):
+            entry = BACKENDS[name]
+            if (backend == name and entry.available) or (backend == AUTO and entry.automatic):
+                obstacles[name] = "patches are kept by the caller" if store or keep else find(plan, given)
+        chosen = choose(backend, obstacles)
+        if chosen == "triton":
+            assert self._gpu is not None
+            return self._gpu.run(plan, given), {}
+        if chosen == "native":
             return self._executor().run(plan, given), {}
         return crop_pad.run_plan(plan, given, store, keep)
 
@@ -108,6 +117,20 @@ class TracedModel:
                 twin = None if self._twin is None else self._twin()
                 self._native = NativeExecutor(self.graph, None if twin is None else twin._native)
             return self._native
+
+    def _gpu_obstacle(self, plan: Plan, inputs: Sequence[Tensor | Patch]) -> str:
+        """Why the triton backend does not run a plan; an empty string where it does. Makes its executor."""
+        from tracenet.engine.gpu.execute import GpuExecutor, can_run, device_of
+
+        if reason := can_run(inputs):
+            return reason
+        try:
+            with self._native_lock:
+                if self._gpu is None or self._gpu.program.device != device_of(inputs):
+                    self._gpu = GpuExecutor(self.graph, device_of(inputs))
+                return self._gpu.obstacle(plan, inputs)
+        except (InputError, ScheduleError, BackendError) as error:
+            return f"the network has no program ({error})"
 
     def _obstacle(self, plan: Plan, inputs: Sequence[Tensor | Patch]) -> str:
         """Why the native backend does not run a plan; an empty string where it does."""
@@ -149,9 +172,9 @@ class TracedModel:
                 node.value = twin.value
 
     def to(self, device: torch.device | str) -> TracedModel:
-        """Move the stored weights to a device, in place; the native backend's copy of them is dropped."""
+        """Move the stored weights to a device, in place; the other backends' copies of them are dropped."""
         with self._native_lock:
-            self._native = None
+            self._native = self._gpu = None
         for node in self.graph.nodes:
             if node.value is not None:
                 node.value = node.value.to(device)

@@ -44,6 +44,11 @@ class Backend:
     def available(self) -> bool:
         return not self.why_not()
 
+    @property
+    def automatic(self) -> bool:
+        """Whether ``"auto"`` considers it here."""
+        return self.available and not self.not_automatic()
+
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
     {

@@ -14,20 +14,33 @@ if TYPE_CHECKING:
     from tracenet.models import TraceNet
 
 
-def open_network(source: TraceNet | Checkpoint, backend: str) -> Network:
+def open_network(
+    source: TraceNet | Checkpoint, backend: str, device: str = "cuda", dtype: str | None = None
+) -> Network:
     """The network of a model, or of an opened checkpoint, on a backend.
 
     Args:
-        backend: ``"native"``, ``"torch"``, or ``"auto"``: native where it is available and fits.
+        backend: ``"triton"``, ``"native"``, ``"torch"``, or ``"auto"``: the first of them that is available and fits.
+        device: of the triton backend.
+        dtype: ``"float32"``, and for the triton backend also ``"float16"`` (its default) and ``"bfloat16"``.
 
     Raises:
         BackendError: the backend is not known, not available or does not fit the model.
+        InputError: the device or dtype is not possible.
     """
     obstacle = _config_obstacle(source.config)
     program: Program | None = None
-    if choose(backend, {"native": obstacle}) == "native":
+    half = "" if dtype in (None, "float32") else f"it computes in float32, not in {dtype}"
+    obstacles = {"triton": obstacle, "native": obstacle or half, "torch": half}
+    chosen = choose(backend, obstacles)
+    if chosen == "triton":
+        from tracenet.sessions.triton_session import TritonNetwork
+
+        model = source.model if isinstance(source, Checkpoint) else source
+        return TritonNetwork(model, source.config, device, dtype or "float16")
+    if chosen == "native":
         program, obstacle = _open_program(source)
-        if choose(backend, {"native": obstacle}) == "native":
+        if choose(backend, {**obstacles, "native": obstacle}) == "native":
             from tracenet.sessions.native_session import NativeNetwork
 
             assert program is not None

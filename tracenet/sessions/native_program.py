@@ -7,6 +7,7 @@ import torch
 from tracenet.conventions import THETA
 from tracenet.engine.lower import lower
 from tracenet.engine.program import Program
+from tracenet.engine.schedule import Schedule
 from tracenet.models import TraceNet
 from tracenet.traced import trace
 
@@ -14,14 +15,19 @@ SIZE = (256, 320)
 """Rows and columns of the capture. Sizes of all planes differ, so that no rule of one axis passes for the other's."""
 
 
-def build_program(model: TraceNet) -> Program:
-    """Capture a model and lower it.
+def lower_model(model: TraceNet, size: tuple[int, int] = SIZE) -> Schedule:
+    """Capture a model at a padded size, rows and columns, and lower it.
 
     Raises:
         CaptureError, ScheduleError: the model cannot be captured, or does not fit a schedule.
     """
-    inputs = (torch.empty(1, 3, *SIZE), torch.zeros(1, THETA), torch.zeros(1, 2), torch.ones(1))
-    return Program(lower(trace(model, inputs).graph))
+    inputs = (torch.empty(1, 3, *size), torch.zeros(1, THETA), torch.zeros(1, 2), torch.ones(1))
+    return lower(trace(model, inputs).graph)
+
+
+def build_program(model: TraceNet) -> Program:
+    """A model's program for the CPU. Raises as :func:`lower_model`."""
+    return Program(lower_model(model))
 
 
 def model_obstacle(model: TraceNet) -> str:

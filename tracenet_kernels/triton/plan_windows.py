@@ -54,6 +54,7 @@ def plan_windows_kernel(
     planes,
     UNIT: tl.constexpr,
     MINUS: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -97,7 +98,7 @@ def plan_windows_kernel(
     x1 = tl.where(piece == 2, out_left[:, None], right[:, None])
     value = tl.where(edge == 0, y0, tl.where(edge == 1, y1, tl.where(edge == 2, x0, x1)))
     value = tl.where((y0 < y1) & (x0 < x1), value, 0)
-    tl.store(table + (row * 4)[:, None] + column, value, mask=(row >= 0)[:, None])
+    tl.store(table + (row * 4)[:, None] + column, value, mask=(row >= 0)[:, None] & (column < ROWS * 4))
 
 
 def plan_windows_launches(
@@ -110,6 +111,7 @@ def plan_windows_launches(
     unit: int = 0,
     minus: Tensor | None = None,
     may_subtract: Tensor | None = None,
+    pieces: int = PIECES,
     pdl: bool = False,
     name: str = "plan_windows",
 ) -> list[Launch]:
@@ -119,11 +121,12 @@ def plan_windows_launches(
         request: int32 on the device. With ``unit`` > 0 a click [2], x and y in pixels of the network's input; else the
             window [4] y0, y1, x0, x1 that is asked of the output the tables were made for; an empty one empties all.
         tables_y, tables_x: of rows and columns, one column per plane; 0 and 0 where a plane is not needed.
-        first_row: int32 [planes], each plane's first of ``PIECES`` rows in ``table``; -1: it has none.
+        first_row: int32 [planes], each plane's first of ``pieces`` rows in ``table``; -1: it has none.
         table: int32 [rows, 4], contiguous: y0, y1, x0, x1.
         unit: pixels per position of the tables.
         minus: a table of the same shape, whose first row per plane is left out of the window.
         may_subtract: int32 [planes], not 0 where that is allowed: the plane still holds those cells.
+        pieces: rows per plane: ``PIECES``, or 1 where nothing is left out.
         pdl: programmatic dependent launch (sm_90 on).
 
     Raises:
@@ -155,7 +158,9 @@ def plan_windows_launches(
     if not all(tensor.is_contiguous() for tensor in given if tensor is not None):
         raise InputError("a table or the request is not contiguous; pass contiguous tensors")
     same_device(*given)
-    _check_rows(first_row, table.shape[0])
+    if pieces not in ((1, PIECES) if minus is None else (PIECES,)):
+        raise InputError(f"{pieces} rows per plane; pass {PIECES}, or 1 without minus")
+    _check_rows(first_row, table.shape[0], pieces)
     args = {
         "request": request,
         **{f"{edge}_y": side for edge, side in zip(("lo", "hi"), tables_y, strict=True)},
@@ -168,11 +173,17 @@ def plan_windows_launches(
         "positions_x": tables_x[0].shape[0],
         "planes": planes,
     }
-    meta = {"UNIT": unit, "MINUS": minus is not None, "BLOCK": _PLANES_PER_PROGRAM, "PDL": check_pdl(pdl)}
+    meta = {
+        "UNIT": unit,
+        "MINUS": minus is not None,
+        "ROWS": pieces,
+        "BLOCK": _PLANES_PER_PROGRAM,
+        "PDL": check_pdl(pdl),
+    }
     grid = (triton.cdiv(planes, _PLANES_PER_PROGRAM), 1, 1)
     read = planes * (4 * tables_y[0].element_size() + 4 + (20 if minus is not None else 0))
     options = launch_options(1, pdl=pdl)
-    return [Launch(name, plan_windows_kernel, grid, args, meta, options, cost=Cost(0, read, planes * PIECES * 16))]
+    return [Launch(name, plan_windows_kernel, grid, args, meta, options, cost=Cost(0, read, planes * pieces * 16))]
 
 
 def plan_windows(
@@ -194,9 +205,9 @@ def plan_windows(
     return table
 
 
-def _check_rows(first_row: Tensor, rows: int) -> None:
+def _check_rows(first_row: Tensor, rows: int, pieces: int) -> None:
     used = sorted(row for row in first_row.tolist() if row != -1)
-    if not used or used[0] < 0 or used[-1] + PIECES > rows:
-        raise InputError(f"first_row holds {used[:1]} .. {used[-1:]}; pass -1, or rows with {PIECES} below {rows}")
-    if any(second - first < PIECES for first, second in pairwise(used)):
-        raise InputError(f"first_row gives two planes the same rows; keep them {PIECES} apart")
+    if not used or used[0] < 0 or used[-1] + pieces > rows:
+        raise InputError(f"first_row holds {used[:1]} .. {used[-1:]}; pass -1, or rows with {pieces} below {rows}")
+    if any(second - first < pieces for first, second in pairwise(used)):
+        raise InputError(f"first_row gives two planes the same rows; keep them {pieces} apart")
