@@ -27,6 +27,8 @@ WindowsLike = Windows | Window | Sequence[Window]
 # a few thousand cells still occupy all multiprocessors.
 _ELEMENTS = 1024
 _LONGEST_BLOCK_C = 128
+_SHORTEST_EVEN_BLOCK_C = 32
+"""Blocks of at least this many channels that divide them all are better than one that lanes stick out of."""
 
 
 @triton.jit
@@ -84,7 +86,8 @@ def power_of_two(value: int) -> int:
 
 def tiles_of(windows: Windows, channels: int) -> Tiles:
     """Programs for all cells of ``windows`` times ``channels``."""
-    block_c = min(power_of_two(channels), _LONGEST_BLOCK_C)
+    even = channels & -channels
+    block_c = min(even if even >= _SHORTEST_EVEN_BLOCK_C else power_of_two(channels), _LONGEST_BLOCK_C)
     block_m = min(_ELEMENTS // block_c, power_of_two(windows.cells))
     grid = (-(-windows.cells // block_m), -(-channels // block_c), windows.count)
     return Tiles(block_m, block_c, grid, min(4, max(1, block_m * block_c // 256)))

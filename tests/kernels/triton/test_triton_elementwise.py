@@ -14,7 +14,7 @@ from tracenet_kernels import reference
 from tracenet_kernels.errors import InputError, WindowError
 from tracenet_kernels.testing import assert_close, assert_only_written, poisoned
 from tracenet_kernels.triton import elementwise
-from tracenet_kernels.triton.planes import DevicePlane
+from tracenet_kernels.triton.planes import DevicePlane, interpreted
 from tracenet_kernels.window import Window
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -168,6 +168,22 @@ def test_errors_say_what_fits() -> None:
         elementwise.pixels_launches(photo, out[:3].contiguous(), Window.full(3, 4), mean=MEAN, std=STD)
     with pytest.raises(WindowError, match="not within"):
         elementwise.sigmoid_launches(x, out, Window(0, 5, 0, 1))
+
+
+@pytest.mark.parametrize(("channels", "blocks"), [(1, 1), (80, 1), (96, 3), (192, 3), (256, 2), (300, 3)])
+def test_blocks_of_channels_are_even_where_that_is_possible(channels: int, blocks: int) -> None:
+    x, out = random_plane(1, 1, channels), poisoned(1, 1, channels, device=DEVICE)
+    (launch,) = elementwise.sigmoid_launches(x, out, Window.full(1, 1))
+    assert launch.grid == (1, blocks, 1)
+    launch()
+    assert_close(out, reference.sigmoid(exact(x)).to(DEVICE))
+
+
+@pytest.mark.skipif(not interpreted(), reason="asks what the interpreter refuses")
+def test_the_interpreter_has_no_dependent_launch() -> None:
+    x = random_plane(2, 2, 3)
+    with pytest.raises(InputError, match="pass pdl=False"):
+        elementwise.sigmoid_launches(x, x, Window.full(2, 2), pdl=True)
 
 
 def test_a_half_precision_sum_is_rounded_once() -> None:
