@@ -4,6 +4,7 @@
 # TORCH   requirement installed before everything else. On Linux the usual wheels bring gigabytes of CUDA packages;
 #         where pip knows a place with CPU wheels (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS), the pin takes those
 # EXTRAS  extras installed into the environment
+# AOT     options of make aot, such as --quick or --arch 90
 # TRACENET_BUILD_NATIVE=1 fails when the C++ extension does not build, =0 skips it; otherwise it is optional.
 
 PYTHON ?= python3
@@ -16,11 +17,12 @@ STAMP  := $(VENV)/.installed
 CPP    := $(shell find csrc -type f \( -name '*.hpp' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install test sanitize demo lint format env clean
+.PHONY: help install test sanitize aot demo lint format env clean
 
 help:
 	@echo "make test     install into $(VENV) and run the tests"
 	@echo "make sanitize run the C++ tests under AddressSanitizer, UBSan and ThreadSanitizer"
+	@echo "make aot      compile every GPU kernel ahead of time and check its machine code; needs no GPU"
 	@echo "make demo     install into $(VENV) and segment a clicked object in a bundled photo"
 	@echo "make lint     ruff, mypy, clang-format, without changing anything"
 	@echo "make format   let ruff and clang-format rewrite the sources"
@@ -44,6 +46,9 @@ test: install
 
 sanitize:
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash .ci/sanitize
+
+aot: install
+	TRITON_INTERPRET=0 $(BIN)/python -m tracenet_kernels.triton.aot $(AOT)
 
 demo: install
 	$(BIN)/python -m tracenet.demo

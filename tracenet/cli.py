@@ -1,4 +1,4 @@
-"""The command line: ``tracenet segment``, ``trace``, ``evaluate``, ``teach``, ``costs``."""
+"""The command line: ``tracenet segment``, ``trace``, ``evaluate``, ``teach``, ``tune``, ``costs``."""
 
 from __future__ import annotations
 
@@ -316,6 +316,31 @@ def teach(
         figures=figures,
     )
     print(json.dumps(report, indent=2))
+
+
+@app.command()
+def tune(
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file (default: the bundled one).")] = None,
+    size: Annotated[str, typer.Option(help="Working size, multiples of 32.", metavar="WxH")] = "1024x768",
+    dtype: Annotated[str, typer.Option(help="fp16, bf16, fp32 or int8.")] = "fp16",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write (default: this GPU's in the user's configuration folder); it is continued."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Configurations tried per layer, the model's best.")] = 24,
+    seconds: Annotated[float | None, typer.Option(help="Begin no further layer after this long.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure kernel configurations for this machine's GPU."""
+    plane = parse_size(size)
+
+    from tracenet.tune import tune_network
+
+    result = tune_network(checkpoint, plane, dtype, out, limit, seconds)
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(f"{result['file']}: {result['keys']} configurations, {result['new']} new, {result['left']} left to measure")
 
 
 @app.command()

@@ -89,24 +89,35 @@ def trace_model(model: str | TraceNetConfig | TraceNet, size: Size, **overrides:
         raise InputError(f"config fields {sorted(overrides)} go with a model's name; put them into the config instead")
     else:
         config = model.config if isinstance(model, TraceNet) else model
+    check_size(size)
+    return _captured(config, (size[0], size[1]))
+
+
+def check_size(size: Size) -> None:
+    """Raises InputError for a size that is not of multiples of 32."""
     width, height = size
     if width < 32 or height < 32 or width % 32 or height % 32:
         near = tuple(max(1, math.ceil(side / 32)) * 32 for side in size)
         raise InputError(
             f"size {width}x{height}: both must be multiples of 32, images are padded; use {near[0]}x{near[1]}"
         )
-    return _captured(config, (width, height))
 
 
 @lru_cache(maxsize=8)
 def _captured(config: TraceNetConfig, size: Size) -> TracedModel:
-    width, height = size
     with torch.device("meta"):
-        inputs: tuple[Tensor, ...] = (torch.zeros(1, 3, height, width),)
-        if config.mask_branch != "none":
-            inputs += (torch.zeros(1, THETA), torch.zeros(1, 2), torch.zeros(1))
+        inputs = example_inputs(config, size)
         model = TraceNet(config).eval()
     return trace(model, inputs)
+
+
+def example_inputs(config: TraceNetConfig, size: Size) -> tuple[Tensor, ...]:
+    """Inputs of a network, all zeros: the image and, with a mask branch, theta, origin and size of interest."""
+    width, height = size
+    image = torch.zeros(1, 3, height, width)
+    if config.mask_branch == "none":
+        return (image,)
+    return (image, torch.zeros(1, THETA), torch.zeros(1, 2), torch.zeros(1))
 
 
 def standard_request(

@@ -50,5 +50,9 @@ class ScheduleError(TraceNetError, ValueError):
     """A stored schedule is truncated, foreign, of another version or inconsistent."""
 
 
+class ConfigError(TraceNetError, ValueError):
+    """A file of kernel configurations is truncated, foreign, of another version or inconsistent."""
+
+
 class BackendError(TraceNetError, RuntimeError):
     """A backend was asked for explicitly and is not available."""

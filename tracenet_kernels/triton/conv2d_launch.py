@@ -17,7 +17,15 @@ from tracenet_kernels.triton.configs import ConvConfig, ConvKey, bucket, conv_co
 from tracenet_kernels.triton.launch import Cost, Launch
 from tracenet_kernels.triton.operands import ACTIVATIONS, as_residual, as_vector
 from tracenet_kernels.triton.operands import PRECISIONS as TENSOR_CORE_PRECISIONS
-from tracenet_kernels.triton.planes import DTYPES, DevicePlane, Windows, as_windows, interpreted, same_device
+from tracenet_kernels.triton.planes import (
+    DTYPES,
+    DevicePlane,
+    Windows,
+    as_windows,
+    capability_of,
+    interpreted,
+    same_device,
+)
 from tracenet_kernels.triton.split_k import Scratch
 from tracenet_kernels.triton.weights import DeviceWeight
 from tracenet_kernels.window import Window
@@ -182,7 +190,7 @@ def _check(operands: Operands) -> torch.device:
         _one_storage(xs, "xs")
         _one_storage(outs, "outs")
     fp8 = any(plane.dtype == torch.float8_e4m3fn for plane in planes)
-    if fp8 and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+    if fp8 and not interpreted() and capability_of(device) < (8, 9):
         raise InputError("fp8 planes need compute capability 8.9; use int8 or half precision on this device")
     return device
 

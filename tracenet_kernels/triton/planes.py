@@ -11,7 +11,9 @@ tile lies past its window's cells exits. An empty window (``y0 >= y1`` or ``x0 >
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -165,6 +167,24 @@ def as_windows(value: Windows | Window | Sequence[Window], plane: DevicePlane, n
     return Windows.of(windows, plane.tensor.device)
 
 
+_ahead: ContextVar[tuple[int, int] | None] = ContextVar("_ahead", default=None)
+
+
+@contextmanager
+def ahead_of_time(capability: tuple[int, int]) -> Iterator[None]:
+    """Launches built inside are only compiled, for a GPU of that capability: their tensors may be on any device."""
+    token = _ahead.set(capability)
+    try:
+        yield
+    finally:
+        _ahead.reset(token)
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability that launches on a device are built for."""
+    return _ahead.get() or torch.cuda.get_device_capability(device)
+
+
 def same_device(*tensors: Tensor | None) -> torch.device:
     """The one device that all tensors are on.
 
@@ -175,7 +195,7 @@ def same_device(*tensors: Tensor | None) -> torch.device:
     if len(devices) != 1:
         raise InputError(f"the tensors are on {sorted(map(str, devices))}; move them to one device")
     (device,) = devices
-    if device.type != "cuda" and not interpreted():
+    if device.type != "cuda" and not (interpreted() or _ahead.get()):
         raise InputError(f"the tensors are on {device}; move them to a CUDA device, or set TRITON_INTERPRET=1")
     return device
 
