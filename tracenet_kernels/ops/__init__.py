@@ -11,7 +11,7 @@ plane. ``conv2d_out(out, x, ...)`` writes windows of the plane ``out`` in place 
 table of windows, int32 [n, 4] on the device, so that windows which only the device knows need no synchronisation; its
 rows must lie on the plane, and an empty row is skipped. Nothing but the CPU can check that.
 
-A call crosses PyTorch's dispatcher, checks its arguments and builds its launches: tens of microseconds, which a
+A call crosses the dispatcher, checks its arguments and builds its launches: about a hundred microseconds, which a
 network of a hundred steps at batch 1 cannot afford. Executors call ``<family>_launches`` of
 :mod:`tracenet_kernels.triton` once and only run what they got; these operations are for users and ``torch.compile``.
 
@@ -25,6 +25,7 @@ from tracenet_kernels.ops.mask_head import mask_head, mask_head_out
 from tracenet_kernels.ops.planning import plan_windows
 from tracenet_kernels.ops.pools import avg_pool2d, avg_pool2d_out, max_pool2d, max_pool2d_out
 from tracenet_kernels.ops.resizes import aligned_bilinear, resize, resize_out
+from tracenet_kernels.ops.stem import stem, stem_out
 
 __all__ = [
     "aligned_bilinear",
@@ -41,4 +42,6 @@ __all__ = [
     "plan_windows",
     "resize",
     "resize_out",
+    "stem",
+    "stem_out",
 ]

@@ -138,7 +138,7 @@ def _results(a: _Arguments, size: Sequence[int] | None) -> Results:
     for name, (scale, bias, length) in zip(("mid", "expand", "following"), vectors, strict=False):
         check_vector(scale, f"the scale of {name}", a.x, length)
         check_vector(bias, f"the bias of {name}", a.x, length)
-    cells = sliding_size("bottleneck_tail", a.x, (3, 3), a.stride, (1, 1), (1, 1), None)
+    cells = sliding_size("bottleneck_tail", a.x.shape[:2], (3, 3), a.stride, (1, 1), (1, 1), None)
     if size is not None and tuple(size) != cells:
         raise InputError(f"the outputs have {tuple(size)} cells; pass planes of {cells}")
     check_plane(a.residual, "residual", a.x)

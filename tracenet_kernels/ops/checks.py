@@ -46,9 +46,7 @@ def check_plane(value: Tensor, name: str, like: Tensor | None = None) -> None:
     """Raises InputError where ``value`` is no plane of real numbers, or not of the dtype and device of ``like``."""
     if value.ndim != 3 or 0 in value.shape:
         raise InputError(f"{name} has shape {tuple(value.shape)}; pass [rows, columns, channels], none of them 0")
-    doubles = value.dtype == torch.float64 and value.device.type == "cpu"
-    if value.dtype not in (torch.float32, *HALVES) and not doubles:
-        raise InputError(f"{name} holds {value.dtype}; pass float32, float16 or bfloat16 (on a CPU also float64)")
+    check_real(value, name)
     if value.stride(2) != 1 or any(stride < 1 for stride in value.stride()):
         raise InputError(
             f"{name} has strides {value.stride()}; channels must be contiguous: pass x.contiguous() of [H, W, C], "
@@ -56,6 +54,13 @@ def check_plane(value: Tensor, name: str, like: Tensor | None = None) -> None:
         )
     if like is not None:
         check_like(value, name, like)
+
+
+def check_real(value: Tensor, name: str) -> None:
+    """Raises InputError where ``value`` has a dtype without a kernel."""
+    doubles = value.dtype == torch.float64 and value.device.type == "cpu"
+    if value.dtype not in (torch.float32, *HALVES) and not doubles:
+        raise InputError(f"{name} holds {value.dtype}; pass float32, float16 or bfloat16 (on a CPU also float64)")
 
 
 def check_like(value: Tensor, name: str, like: Tensor) -> None:
@@ -107,14 +112,14 @@ def check_activation(value: str) -> None:
 
 def sliding_size(
     name: str,
-    x: Tensor,
+    cells: Sequence[int],
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     size: Sequence[int] | None,
 ) -> tuple[int, int]:
-    """``size``, or ``(n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1`` cells of both axes.
+    """``size``, or what both axes of ``cells`` give: ``(n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1``.
 
     Raises:
         InputError: attributes that no sliding window has, or a result without a cell.
@@ -133,12 +138,12 @@ def sliding_size(
         return checked_size(name, size)
     sides = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(x.shape[:2], kernel, stride, padding, dilation, strict=True)
+        for n, k, s, p, d in zip(cells, kernel, stride, padding, dilation, strict=True)
     ]
     if any(side < 1 for side in sides):
         raise InputError(
             f"{name} with kernel {list(kernel)}, padding {list(padding)}, dilation {list(dilation)} has no cell on a "
-            f"plane of {x.shape[0]} x {x.shape[1]}; pass a larger plane or more padding"
+            f"plane of {cells[0]} x {cells[1]}; pass a larger plane or more padding"
         )
     return sides[0], sides[1]
 

@@ -179,7 +179,7 @@ def _results(a: _Arguments, size: Sequence[int] | None) -> Results:
     check_activation(a.activation)
     if a.precision not in PRECISIONS:
         raise InputError(f"precision {a.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-    cells = sliding_size("conv2d", a.x, a.weight.shape[2:], a.stride, a.padding, a.dilation, size)
+    cells = sliding_size("conv2d", a.x.shape[:2], a.weight.shape[2:], a.stride, a.padding, a.dilation, size)
     if a.residual is not None:
         check_plane(a.residual, "residual", a.x)
         f = a.residual_factor

@@ -51,6 +51,8 @@ def packed(
     return packs.found[geometry]
 
 
+# Outside inference mode, so that packs can be kept by whoever looks at their versions.
+@torch.inference_mode(False)
 @torch.no_grad()
 def _pack(weight: Tensor, geometry: _Geometry) -> DeviceWeight:
     from tracenet_kernels.triton.weights import pack_weight

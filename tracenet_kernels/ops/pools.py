@@ -147,7 +147,7 @@ class _Maximum(NamedTuple):
 
 def _maximum_results(a: _Maximum, size: Sequence[int] | None) -> Results:
     check_plane(a.x, "x")
-    cells = sliding_size("max_pool2d", a.x, a.kernel, a.stride, a.padding, a.dilation, size)
+    cells = sliding_size("max_pool2d", a.x.shape[:2], a.kernel, a.stride, a.padding, a.dilation, size)
     return Results(cells, (a.x.shape[2],), a.x.dtype)
 
 
@@ -179,7 +179,7 @@ def _mean_results(a: _Mean, size: Sequence[int] | None) -> Results:
     check_plane(a.x, "x")
     if a.divisor < 0:
         raise InputError(f"avg_pool2d with divisor {a.divisor}; pass a positive one, or 0 for the number of cells")
-    cells = sliding_size("avg_pool2d", a.x, a.kernel, a.stride, a.padding, (1, 1), size)
+    cells = sliding_size("avg_pool2d", a.x.shape[:2], a.kernel, a.stride, a.padding, (1, 1), size)
     return Results(cells, (a.x.shape[2],), a.x.dtype)
 
 
