@@ -15,6 +15,9 @@ A call crosses the dispatcher, checks its arguments and builds its launches: abo
 network of a hundred steps at batch 1 cannot afford. Executors call ``<family>_launches`` of
 :mod:`tracenet_kernels.triton` once and only run what they got; these operations are for users and ``torch.compile``.
 
+A twin computes the whole plane even for a window. What computes windows fast on a CPU is
+:mod:`tracenet_kernels.windowed` and :mod:`tracenet_kernels.window_ops`, on arrays.
+
 There are no gradients but that of :func:`aligned_bilinear`: an input that requires one is an error where gradients are
 recorded.
 """

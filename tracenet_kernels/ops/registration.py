@@ -149,6 +149,7 @@ class Family(Generic[A]):
 
 
 def define(name: str, schema: str, cpu: Callable[..., Any], cuda: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Make ``torch.ops.tracenet.<name>``: for CPU tensors, for CUDA tensors, and for tensors without data."""
     mutated = ("out",) if "!" in schema else ()
     options: dict[str, Any] = {"tags": _TAGS} if _TAGS else {}
     operation = torch.library.custom_op(
