@@ -381,11 +381,12 @@ def _bounded(
     base = conv_config(key)
     widest = max(_block(mid.out_channels), _block(following)) * dtype.itemsize // 2
     largest = (64 if widest <= 128 and dtype != torch.float32 else 32) // (2 if scalar else 1)
+    block_m = min(base.block_m, largest, _block(windows.cells * windows.count // PROGRAMS))
     return ConvConfig(
-        block_m=min(base.block_m, largest, _block(windows.cells * windows.count // PROGRAMS)),
-        block_n=max(16, min(base.block_n, _block(out), 8192 // widest)),
+        block_m=block_m,
+        block_n=max(16, min(base.block_n, 64, _block(out), 8192 // widest)),
         block_k=max(16, min(base.block_k, 8192 // widest)),
-        warps=4 if widest <= 64 else 8,
+        warps=4 if widest <= 64 and block_m < 64 else 8,
         stages=min(base.stages, 3 if widest <= 64 else 2),
     )
 

@@ -294,6 +294,30 @@ def _cellwise(dtype: Dtype, pdl: bool) -> Iterator[Launch]:
         )  # fmt: skip
 
 
+def _stem(dtype: Dtype, pdl: bool) -> Iterator[Launch]:
+    from tracenet_kernels.triton.stem import stem_launches
+
+    if dtype.itemsize == 1:
+        return
+    normal = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    images: tuple[tuple[str, torch.Tensor, dict[str, Any]], ...] = (
+        ("photo", torch.empty(768, 1024, 3, dtype=torch.uint8), normal),
+        ("image", torch.empty(3, 768, 1024, dtype=torch.float32), {}),
+    )
+    for kind, image, options in images:
+        yield from stem_launches(
+            image,
+            weight(3, 64, 7, 2, dtype),
+            plane(*_C2, 64, dtype),
+            Windows.of([Window(0, 192, 12, 237)], "cpu"),
+            conv_plane=(384, 512),
+            bias=torch.zeros(64),
+            pdl=pdl,
+            name=f"stem_{kind}:{str(dtype).removeprefix('torch.')}",
+            **options,
+        )
+
+
 def _bottleneck_tail(dtype: Dtype, pdl: bool) -> Iterator[Launch]:
     from tracenet_kernels.triton.bottleneck_tail import bottleneck_tail_launches, fits
 
@@ -328,6 +352,12 @@ def _bottleneck_tail(dtype: Dtype, pdl: bool) -> Iterator[Launch]:
 
 
 FAMILIES: Mapping[str, Callable[[Dtype, bool], Iterator[Launch]]] = MappingProxyType(
-    {"conv2d": _conv2d, "conv2d_tma": _conv2d_tma, "bottleneck_tail": _bottleneck_tail, "cellwise": _cellwise}
+    {
+        "conv2d": _conv2d,
+        "conv2d_tma": _conv2d_tma,
+        "bottleneck_tail": _bottleneck_tail,
+        "stem": _stem,
+        "cellwise": _cellwise,
+    }
 )
 """Kernel family -> its launches in a dtype, with programmatic dependent launch or without."""

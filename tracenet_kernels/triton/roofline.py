@@ -155,7 +155,7 @@ def _fitted(key: ConvKey, on: Part, block_m: int, block_n: int, block_k: int) ->
 
 def _may_swap(key: ConvKey, on: Part, block_m: int, block_n: int) -> bool:
     """Few cells as the columns of an instruction that takes 64 rows: where there is one, and channels to fill it."""
-    return key.family in _SPLITTING and _wide_rows(on) and block_m < 64 <= block_n
+    return key.family in ("conv2d", "conv2d_levels") and _wide_rows(on) and block_m < 64 <= block_n
 
 
 def _wide_rows(on: Part) -> bool:
@@ -163,8 +163,8 @@ def _wide_rows(on: Part) -> bool:
     return on.arch // 10 in (9, 10, 11)
 
 
-_SPLITTING = ("conv2d", "conv2d_levels")
-"""Families that take ``split_k`` and ``swap``."""
+_SPLITTING = ("conv2d", "conv2d_levels", "conv2d_tma")
+"""Families that take ``split_k``."""
 
 
 def _splits(tiles: int, steps: int, multiprocessors: int) -> list[int]:
