@@ -34,6 +34,8 @@ PRECISIONS = ("ieee", *TENSOR_CORE_PRECISIONS)
 MAX_LEVELS = 5
 SWIZZLE = 8
 """Cell tiles that run through all column tiles together, where those are more than as many."""
+SPLIT_SUMS = 32
+"""Sums per thread beside the two parts of both operands of ``tf32x3``."""
 _OUT_DTYPES = tuple(dtype for dtype in DTYPES if dtype != torch.uint8)
 _EIGHT_BITS = (torch.int8, torch.float8_e4m3fn)
 
@@ -299,6 +301,9 @@ def _config(operands: Operands, windows: Windows, config: ConvConfig | None, fam
         if dtype == torch.float32 and operands.precision == "ieee":
             # Without tensor cores a thread holds all of a tile's inner axis in registers.
             config = replace(config, block_k=16)
+        elif dtype == torch.float32 and operands.precision == "tf32x3":
+            # Operands are split in registers: with more sums than these, a thread has none left.
+            config = replace(config, warps=max(config.warps, config.block_m * config.block_n // (32 * SPLIT_SUMS)))
     for name, size, least in (
         ("block_m", config.block_m, 16),
         ("block_n", config.block_n, 16),

@@ -18,6 +18,7 @@ import triton.language as tl
 from tests.kernels.triton.convolutions import DEVICE, DTYPES, SMALL, Convolution, part
 from tracenet_kernels.errors import InputError, WindowError
 from tracenet_kernels.testing import assert_close, assert_only_written
+from tracenet_kernels.triton import conv2d_launch
 from tracenet_kernels.triton.configs import ConvConfig
 from tracenet_kernels.triton.conv2d import conv2d, conv2d_launches
 from tracenet_kernels.triton.conv2d_tile import tile_of
@@ -213,6 +214,15 @@ def test_tf32_is_a_choice() -> None:
         assert launch.tensor_cores is tensor_cores
 
 
+def test_fp32_tiles_leave_registers_for_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv2d_launch, "conv_config", lambda key: ConvConfig(128, 64, 32))
+    case = Convolution(**POINTWISE)
+    for precision, block_k, warps in (("ieee", 16, 4), ("tf32", 32, 4), ("tf32x3", 32, 8)):
+        (launch,) = conv2d_launches(case.x, case.weight, case.out(), [EMPTY], precision=precision)
+        assert launch.meta["BLOCK_K"] == block_k
+        assert launch.options["num_warps"] == warps
+
+
 def test_cost_is_what_the_largest_windows_take() -> None:
     case = Convolution(dtype=torch.float16, channels=16, out_channels=8)
     (launch,) = conv2d_launches(case.x, case.weight, case.out(), [Window(0, 3, 0, 4), EMPTY])
@@ -275,6 +285,9 @@ def test_windows_must_lie_in_memory_with_all_they_read() -> None:
     epilogue["residual"] = part(epilogue["residual"], Window(0, 3, 0, 9))
     with pytest.raises(WindowError, match="of the residual"):
         conv2d_launches(case.x, case.weight, case.out(), Window(2, 4, 0, 9), **epilogue)
+    if interpreted():
+        with pytest.raises(InputError, match="programmatic dependent launch"):
+            conv2d_launches(case.x, case.weight, case.out(), EMPTY, pdl=True)
     with pytest.raises(InputError, match="rows 0 \\+ 2 of 1"):
         conv2d_launches(case.x, case.weight, case.out(), Windows(torch.zeros(1, 4, dtype=torch.int32), 0, 2))
 
