@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.networks import randomised
-from tracenet import Predictor, PredictorSettings
+from tracenet import Predictor, PredictorSettings, create_model
 from tracenet.sessions.triton_session import TritonNetwork
 from tracenet_kernels.errors import BackendError, InputError
 from tracenet_kernels.testing import assert_close
@@ -57,9 +57,10 @@ def test_clicks_equal_those_on_torch(photo: np.ndarray) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
+    normed = create_model("tracenet_r50_fpn", channels=32, tower_norm="gn").eval()
     with pytest.raises(BackendError, match="GroupNorm reads whole planes"):
-        Predictor(randomised(tower_norm="gn"), SETTINGS, "triton", device=DEVICE)
+        Predictor(normed, SETTINGS, "triton", device=DEVICE)
     with pytest.raises(InputError, match="dtype 'int4' is not known"):
-        Predictor(randomised(), SETTINGS, "triton", device=DEVICE, dtype="int4")
+        Predictor(randomised(level_head=True), SETTINGS, "triton", device=DEVICE, dtype="int4")
     with pytest.raises(BackendError, match="it computes in float32, not in float16"):
-        Predictor(randomised(), SETTINGS, "torch", dtype="float16")
+        Predictor(randomised(level_head=True), SETTINGS, "torch", dtype="float16")

@@ -172,7 +172,7 @@ class GpuSession:
             InputError: another dtype or shape; a batch that is not 1.
             WindowError: the window is not on the plane.
         """
-        value = array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+        value = _as_tensor(array)
         part = check_planar(self.program.schedule, index, value.shape, value.dtype, window)
         number = self.program.schedule.inputs[index]
         with self._lock, self._on_device():
@@ -210,7 +210,7 @@ class GpuSession:
             InputError: another dtype or shape, a photo that is too large, a mean or std that cannot be used.
         """
         plane = input_plane(self.program.schedule, index)
-        value = photo if isinstance(photo, Tensor) else torch.from_numpy(np.ascontiguousarray(photo))
+        value = _as_tensor(photo)
         check_pixels(value.shape, value.dtype, mean, std)
         rows, columns, _ = value.shape
         if rows > plane.height or columns > plane.width or plane.channels != 3 or not rows or not columns:
@@ -380,7 +380,7 @@ class GpuSession:
 
     def _set_flat(self, flat: Sequence[tuple[int, Floats]]) -> None:
         for index, values in flat:
-            self._memory.flat[self.program.schedule.inputs[index]].copy_(torch.from_numpy(values))
+            self._memory.flat[self.program.schedule.inputs[index]].copy_(_as_tensor(values))
 
     def _replay_of(self, plan: HostPlan, form: RequestForm | None) -> tuple[Replay, bool]:
         """The graph of the plan's class, captured now where there is none."""
@@ -470,3 +470,8 @@ class GpuSession:
 def _sizes(plan: HostPlan) -> tuple[Bound, ...]:
     """Of every plane's window, pieces joined."""
     return tuple(Bound(w.height, w.width, w.area) if not w.is_empty else Bound() for w in plan.windows)
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """A tensor as it is; anything else as a tensor on the CPU, a copy where its memory may not be written."""
+    return value if isinstance(value, Tensor) else torch.from_numpy(np.require(value, requirements=("C", "W")))
