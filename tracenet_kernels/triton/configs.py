@@ -3,7 +3,7 @@
 Looked up for the current device, in this order: the user's file of that GPU (:func:`user_file`), the shipped file of
 that GPU, the shipped file of the nearest architecture, the model of :mod:`tracenet_kernels.triton.roofline`. Files are
 JSON as :func:`read_table` describes them. Nothing here needs Triton or a GPU; without one, as in Triton's interpreter,
-small tiles are taken and no file is read.
+tiles that suit an interpreter are taken and no file is read.
 """
 
 from __future__ import annotations
@@ -184,10 +184,13 @@ def part_like(target: Target) -> Part:
 
 
 def small_config(key: ConvKey) -> ConvConfig:
-    """Where there is no GPU: tiles near the size of the window, so that the interpreter computes little in vain."""
+    """Where there is no GPU: tiles near the size of the window, so that the interpreter computes little in vain.
+
+    An interpreted operation costs the same for any block, so wide layers take wide blocks.
+    """
     block_m = 16 if key.cells <= 16 else 32 if key.cells <= 64 else 64
-    block_n = 16 if key.out_channels <= 16 else 32 if key.out_channels <= 32 else 64
-    return ConvConfig(block_m, block_n, 64 if key.in_channels >= 64 else 32)
+    block_n = 16 if key.out_channels <= 16 else 32 if key.out_channels <= 32 else min(256, bucket(key.out_channels))
+    return ConvConfig(block_m, block_n, min(512, bucket(key.in_channels)) if key.in_channels >= 64 else 32)
 
 
 def file_name(gpu: str) -> str:
