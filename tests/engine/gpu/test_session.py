@@ -42,7 +42,7 @@ def unet() -> tuple[Schedule, Tensor]:
 def network() -> tuple[Schedule, tuple[Tensor, ...]]:
     torch.manual_seed(0)
     model = tracenet_model(channels=16)
-    inputs = tracenet_inputs(model)
+    inputs = tracenet_inputs(model, 64, 64)
     return lower(trace(model, inputs).graph), inputs
 
 
@@ -111,20 +111,23 @@ def locate(schedule: Schedule, click: tuple[int, int], levels: Sequence[int] = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fuse_tails", [False, True])
 def test_the_whole_tracenet_and_its_second_click(
-    network: tuple[Schedule, tuple[Tensor, ...]], fuse_tails: bool, monkeypatch: pytest.MonkeyPatch
+    network: tuple[Schedule, tuple[Tensor, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R-50 with every kind of step: locate and segment, then a second click that computes only what is missing."""
+    """R-50: locate and segment, then a second click that computes only what is missing.
+
+    The tails of stages 1 and 2 are fused; those of stages 3 and 4 are too wide for the kernel in float32.
+    """
     monkeypatch.setattr("tracenet.engine.gpu.program.MIN_TAIL_TILES", 0)
     schedule, inputs = network
     whole = run_schedule(schedule, inputs)
-    program = GpuProgram(schedule, DEVICE, "float32", fuse_tails=fuse_tails)
-    assert any(unit.kind == "tail" for unit in program.units(False)) == fuse_tails
+    program = GpuProgram(schedule, DEVICE, "float32")
+    assert sum(unit.kind == "tail" for unit in program.units(keep=True)) == 7
+    assert all(unit.kind != "tail" for unit in GpuProgram(schedule, DEVICE, fuse_tails=False).units(keep=True))
     session = GpuSession(program, keep=True, poison=True)
     session.set_planar(0, inputs[0])
     macs = []
-    for click in ((40, 30), (70, 12)):
+    for click in ((40, 30), (52, 12)):
         request = locate(schedule, click)
         first = session.run(request)
         window = Window(*(max(0, click[1] // 8 - 2), click[1] // 8 + 1, max(0, click[0] // 8 - 2), click[0] // 8 + 1))
