@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import tracenet
 from bench.crop_pad import randomise_statistics
-from bench.peers.onnx_network import to_onnx
 from tracenet.conventions import THETA
 from tracenet.models import TraceNet
 from tracenet.rft.trace import Plan
@@ -114,6 +113,8 @@ class SizedNetwork:
     @cached_property
     def onnx(self) -> bytes:
         """The full network as an ONNX file."""
+        from bench.peers.onnx_network import to_onnx  # machines that only measure a GPU have no onnx
+
         return to_onnx(self.traced.graph, OUTPUTS).SerializeToString()
 
     def stored_tensors(self, click: Click) -> list[Tensor]:
