@@ -12,7 +12,7 @@
 # PYTHON                     interpreter with CUDA PyTorch and Triton (python3)
 # TRACENET_SUITE_STAGE       seconds of a stage per call (420)
 # TRACENET_SUITE_SECONDS     seconds of the whole call; stages that do not fit wait for the next one (no limit)
-# TRACENET_SUITE_PRECISIONS  float16,bfloat16,float32,tf32 (float16)
+# TRACENET_SUITE_PRECISIONS  of float16,bfloat16,float32,tf32,ieee (float16)
 # TRACENET_SUITE_TUNE        1 runs `tracenet tune` with the arguments in TRACENET_SUITE_TUNE_ARGS (not by default)
 # TRACENET_SUITE_COMMIT      the commit, where the sources are no checkout
 # TRACENET_SUITE_DRY         1 is --dry-run: tiny shapes in Triton's interpreter, no GPU, no clock

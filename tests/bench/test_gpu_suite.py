@@ -23,10 +23,12 @@ from bench.gpu.children import Ended, run_child
 from bench.gpu.entrants import Entrant, attempt, compete
 from bench.gpu.journal import AGAIN, DONE, FAILED, REFUSED, Journal, OutOfTime
 from bench.gpu.layer_peers import Convolution
+from bench.gpu.layers import TAILS, Layers
 from bench.gpu.machine import Machine
-from bench.gpu.network import PRECISIONS, WRONG, Errors, compare
+from bench.gpu.network import PRECISIONS, WRONG, DeviceNetwork, Errors, compare, tiny_model
 from bench.gpu.options import Options
 from bench.gpu.show import picture, show
+from tracenet.engine.gpu import program as gpu_program
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.window import Window
 
@@ -233,6 +235,17 @@ def test_who_becomes_wrong_loses_its_time() -> None:
     late = Entrant(dict, lambda _: Errors(next(answers)))
     compete({"late": late}, FLOAT32, Machine(dry=True), 1)
     assert late.row()["status"] == "wrong" and late.row()["ms_median"] is None
+
+
+def test_fused_tails_and_levels_are_checked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_program, "MIN_TAIL_TILES", 0)
+    machine = Machine(dry=True)
+    layers = Layers(DeviceNetwork(tiny_model(), (64, 64), machine.device), (3, 4), FLOAT32, TAILS, machine)
+    kinds = {unit.kind: name for name, unit in layers.units.items()}
+    assert kinds.keys() == {"step", "tail", "levels"}
+    for kind in ("tail", "levels"):
+        layer = layers.layer(layers.units[kinds[kind]])
+        assert layer.errors().within(FLOAT32.tolerance) and len(layer.steps) > 1 and layer.macs > 0
 
 
 @pytest.mark.parametrize("stride", [1, 2])

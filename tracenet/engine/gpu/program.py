@@ -58,7 +58,7 @@ class GpuProgram:
             raise InputError(f"precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
         self.device = _checked(torch.device(device))
         self.dtype = DTYPES[dtype]
-        self.precision = precision
+        self.precision = precision if dtype == "float32" else "tf32x3"  # other dtypes have one way only
         self.fuse_tails = fuse_tails
         self._weights: dict[tuple[object, ...], DeviceWeight] = {}
         self._vectors: dict[str, Tensor] = {}
