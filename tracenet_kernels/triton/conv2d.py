@@ -32,7 +32,8 @@ from tracenet_kernels.triton.weights import DeviceWeight
 from tracenet_kernels.window import Window
 
 
-@triton.jit
+# Numbers that only add or compare: specialised, 1 and the multiples of 16 among them would be kernels of their own.
+@triton.jit(do_not_specialize=("first_window", "x_height", "x_width", "out_zero", "residual_zero"))
 def conv2d_kernel(
     x,
     weight,
