@@ -152,7 +152,10 @@ class DeviceNetwork:
 
     def inputs(self, click: Click, precision: Precision) -> tuple[Tensor, ...]:
         """All inputs for PyTorch: on the device, the image channels_last."""
-        image, *rest = (value.to(self.device, precision.dtype) for value in self.sized.inputs(click))
+        image, *rest = (value.to(self.device) for value in self.sized.inputs(click))
+        image = image.to(precision.dtype)
+        if precision.dtype != torch.bfloat16:  # it has too few digits for the pixel that a coordinate is relative to
+            rest = [value.to(precision.dtype) for value in rest]
         return image.contiguous(memory_format=torch.channels_last), *rest
 
     def converted(self, precision: Precision) -> TraceNet:
