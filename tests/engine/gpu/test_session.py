@@ -318,6 +318,8 @@ def test_the_device_is_checked() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="PyTorch sees no CUDA device"):
             GpuProgram(schedule, "cuda")
+        with pytest.raises(InputError, match="tma=False, pdl=True: cpu is older than sm_90"):
+            GpuSession(GpuProgram(schedule, "cpu"), pdl=True)
         with pytest.raises(InputError, match="there are none on cpu"):
             GpuSession(GpuProgram(schedule, "cpu"), mode="graph")
     with pytest.raises(InputError, match="kernels run on CUDA devices, not on meta"):

@@ -119,8 +119,8 @@ class GpuSession:
         mode: ``"graph"`` replays captured CUDA graphs; ``"eager"`` launches kernel by kernel, for debugging. By default
             graphs on CUDA devices.
         capture: in place of the mode's own, for tests.
-        tma: convolve with tensor-memory copies where they fit, on devices that have them.
-        pdl: programmatic dependent launch, on devices that have it. Both are by default off below sm_90.
+        tma: convolve with tensor-memory copies where they fit (sm_90 and newer).
+        pdl: programmatic dependent launch (sm_90 and newer): a kernel starts while the one before it ends.
         poison: for tests: planes hold NaN before they are written.
     """
 
@@ -131,8 +131,8 @@ class GpuSession:
         keep: bool = False,
         mode: str | None = None,
         capture: Capture | None = None,
-        tma: bool | None = None,
-        pdl: bool | None = None,
+        tma: bool = False,
+        pdl: bool = False,
         poison: bool = False,
     ) -> None:
         on_cuda = program.device.type == "cuda"
@@ -141,11 +141,11 @@ class GpuSession:
             raise InputError(f"mode {mode!r} is not known; choose one of {', '.join(MODES)}")
         if mode == "graph" and not on_cuda and capture is None:
             raise InputError(f"mode 'graph' captures CUDA graphs; there are none on {program.device}, use 'eager'")
-        modern = on_cuda and torch.cuda.get_device_capability(program.device) >= (9, 0)
+        if (tma or pdl) and not (on_cuda and torch.cuda.get_device_capability(program.device) >= (9, 0)):
+            raise InputError(f"tma={tma}, pdl={pdl}: {program.device} is older than sm_90 and has neither")
         self.program = program
         self.keep = keep
-        self._tma = modern if tma is None else tma
-        self._pdl = modern if pdl is None else pdl
+        self._tma, self._pdl = tma, pdl
         self._capture: Capture = capture or (GraphCapture(program.device) if mode == "graph" else eager)
         self._planner = HostPlanner(program.schedule, keep)
         self._order = program.units(keep)
