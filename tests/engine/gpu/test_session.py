@@ -13,12 +13,14 @@ from torch import Tensor
 
 from tests.engine.networks import UNet, randomised, tracenet_inputs, tracenet_model
 from tests.engine.schedules import every_op
+from tests.engine.test_quantise import Chain
 from tracenet.engine.click_class import AtClick, RequestForm
 from tracenet.engine.gpu import session as session_module
 from tracenet.engine.gpu.capture import Replay, eager
 from tracenet.engine.gpu.program import GpuProgram
 from tracenet.engine.gpu.session import GpuSession
 from tracenet.engine.lower import lower
+from tracenet.engine.quantise import calibrate, quantise
 from tracenet.engine.reference import run_schedule
 from tracenet.engine.schedule import Schedule
 from tracenet.traced import trace
@@ -100,6 +102,24 @@ def test_every_operation() -> None:
         expected = whole[name][..., window.y0 : window.y1, window.x0 : window.x1]
         assert_close(torch.from_numpy(result.outputs[name]), expected, what=name)
     assert {op.op for op in schedule.steps} >= {"stem", "concat", "mask_head", "resize", "add", "sigmoid"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_8_bit_networks(dtype: str) -> None:
+    """Quantised planes are the oracle's integers, but where a sum lies near the middle between two."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 20, 24)
+    floats = lower(trace(randomised(Chain()), (x,)).graph)
+    schedule = quantise(floats, calibrate(floats, [(x,)]))
+    assert sum(plane.dtype == "uint8" for plane in schedule.planes) >= 3
+    whole = run_schedule(schedule, [x])
+    session = started(schedule, [x], dtype)
+    for name in schedule.outputs:
+        window = windows(schedule, name)[2]
+        for asked in (window, Window.full(*whole[name].shape[2:])):
+            value = session.run({name: asked}).outputs[name]
+            expected = whole[name][..., asked.y0 : asked.y1, asked.x0 : asked.x1]
+            assert_close(torch.from_numpy(value), expected, dtype=torch.float16, what=name)
 
 
 def locate(schedule: Schedule, click: tuple[int, int], levels: Sequence[int] = (3, 4, 5, 6, 7)) -> dict[str, Window]:
