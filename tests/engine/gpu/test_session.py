@@ -222,6 +222,18 @@ def test_a_click_graph_plans_on_the_device() -> None:
         GpuSession(session.program, keep=True).click_graph(RequestForm({low: AtClick(8)}))
 
 
+def test_every_launch_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TRACENET_DEBUG", "2")
+    schedule, x = unet()
+    session = started(schedule, [x])
+    request = {"low": Window(1, 3, 2, 5)}
+    session.run(request)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == [launch.name for launch in session.launches(request)]
+    assert all(line.endswith("GB/s") and " us " in line for line in lines)
+    assert any(str(request["low"]) in line for line in lines)
+
+
 def test_classes_without_a_form_are_rounded_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "MAX_CLASSES", 2)
     schedule, x = unet()

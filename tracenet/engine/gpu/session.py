@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from tracenet.engine.click_class import Anywhere, AtClick, ClickClass, RequestForm, rounded_side
+from tracenet.engine.gpu import debug
 from tracenet.engine.gpu.bind import Binding, Pixels
 from tracenet.engine.gpu.capture import Capture, GraphCapture, Replay, eager, refuse_capturing
 from tracenet.engine.gpu.clicks import ClickGraph
@@ -110,6 +111,8 @@ class GpuResult:
 class GpuSession:
     """Runs a program on one image at a time.
 
+    With ``TRACENET_DEBUG=2`` in the environment every launch runs alone and prints one line on stderr.
+
     Calls from several threads wait for each other. Work is enqueued on the caller's current stream; a run on another
     stream than the one before waits for it.
 
@@ -147,6 +150,8 @@ class GpuSession:
         self.keep = keep
         self._tma, self._pdl = tma, pdl
         self._capture: Capture = capture or (GraphCapture(program.device) if mode == "graph" else eager)
+        if debug.asked():
+            self._capture = debug.Printed(program.device)
         self._planner = HostPlanner(program.schedule, keep)
         self._order = program.units(keep)
         with self._on_device():
