@@ -137,13 +137,14 @@ def request_case(
 
 
 def _variants(machine: Machine) -> dict[str, dict[str, Any]]:
-    """Our executor without one of its parts each, to see what that part is worth."""
+    """Our executor with and without its parts, to see what each is worth."""
     if machine.dry:
         return {}
     found: dict[str, dict[str, Any]] = {"ours_tails_apart": {"fuse_tails": False}}
     if machine.modern:
-        found["ours_pointers"] = {"tma": False}
-        found["ours_without_pdl"] = {"pdl": False}
+        found["ours_tma"] = {"tma": True}
+        found["ours_pdl"] = {"pdl": True}
+        found["ours_tma_pdl"] = {"tma": True, "pdl": True}
     return found
 
 

@@ -62,7 +62,7 @@ class Layers:
     def __init__(
         self, network: DeviceNetwork, levels: Levels, precision: Precision, variant: Variant, machine: Machine
     ) -> None:
-        self.variant, self._machine = variant, machine
+        self.variant = variant
         self.program = GpuProgram(
             network.schedule,
             network.device,
@@ -106,7 +106,6 @@ class Layers:
             {},
             self._scratch,
             tma=self.variant.tma,
-            pdl=self._machine.modern,
         )
         return binding.launches
 

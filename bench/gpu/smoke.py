@@ -71,7 +71,7 @@ def smoke(machine: Machine) -> None:
     """Run and check everything; raises AssertionError where something is wrong."""
     print(f"other families: {rest_error(machine):.1e}")
     for precision in () if machine.dry else ("float16", "bfloat16", "float32"):
-        for options in ({"tma": False}, {"tma": True}) if machine.modern else ({},):
+        for options in ({}, {"tma": True}, {"pdl": True}) if machine.modern else ({},):
             print(f"network in {precision} {options}: {network_error(machine, precision, **options):.1e}")
     if not machine.dry:
         print(f"network in float16, features kept: {network_error(machine, 'float16', keep=True):.1e}")

@@ -21,8 +21,8 @@ def asked() -> bool:
 class Printed:
     """In place of a capture: every replay launches kernel by kernel and waits for each.
 
-    A line says name, first window, grid, kernel, time and rates. Multiply-adds and bytes are those of the class' largest
-    window, so rates of smaller windows are less than printed.
+    A line says name, first window, grid, kernel, time and rates. Multiply-adds and bytes are those of the largest
+    window of the class, so rates of smaller windows are less than printed.
     """
 
     def __init__(self, device: torch.device) -> None:
