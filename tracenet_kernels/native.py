@@ -14,10 +14,17 @@ _HOW_TO_BUILD = (
 )
 
 
+_LATEST = "Planner"
+"""What the extension got last: one without it was built from older sources."""
+
+
 @functools.cache
 def _load() -> tuple[ModuleType | None, str]:
     try:
-        return importlib.import_module("tracenet_kernels._C"), ""
+        module = importlib.import_module("tracenet_kernels._C")
+        if not hasattr(module, _LATEST):
+            return None, f"the C++ extension {module.__file__} was built from older sources"
+        return module, ""
     except ModuleNotFoundError:
         return None, "the C++ extension is not built"
     except ImportError as error:

@@ -39,7 +39,7 @@ class Bench:
         if self._last is None or self._last[0] != key:
             self._last = None
             network = self.networks.at(self.options.kernel_size)
-            self._last = key, Layers(network, levels, precision, variant, self.machine)
+            self._last = key, Layers(network, levels, precision, variant)
         return self._last[1]
 
 

@@ -59,9 +59,7 @@ class Layers:
         windows: of every plane, for the click in the centre.
     """
 
-    def __init__(
-        self, network: DeviceNetwork, levels: Levels, precision: Precision, variant: Variant, machine: Machine
-    ) -> None:
+    def __init__(self, network: DeviceNetwork, levels: Levels, precision: Precision, variant: Variant) -> None:
         self.variant = variant
         self.program = GpuProgram(
             network.schedule,

@@ -240,7 +240,7 @@ def test_who_becomes_wrong_loses_its_time() -> None:
 def test_fused_tails_and_levels_are_checked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_program, "MIN_TAIL_TILES", 0)
     machine = Machine(dry=True)
-    layers = Layers(DeviceNetwork(tiny_model(), (64, 64), machine.device), (3, 4), FLOAT32, TAILS, machine)
+    layers = Layers(DeviceNetwork(tiny_model(), (64, 64), machine.device), (3, 4), FLOAT32, TAILS)
     kinds = {unit.kind: name for name, unit in layers.units.items()}
     assert kinds.keys() == {"step", "tail", "levels"}
     for kind in ("tail", "levels"):
