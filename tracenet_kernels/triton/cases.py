@@ -18,7 +18,7 @@ from tracenet_kernels.triton.configs import ConvKey, assume, bucket
 from tracenet_kernels.triton.devices import PARTS, REPRESENTATIVES, Part, nearest_arch
 from tracenet_kernels.triton.launch import Launch
 from tracenet_kernels.triton.planes import DevicePlane, Windows, ahead_of_time
-from tracenet_kernels.triton.weights import DeviceWeight
+from tracenet_kernels.triton.weights import DeviceWeight, pack_weight
 from tracenet_kernels.window import Window
 
 Dtype = torch.dtype
@@ -286,6 +286,14 @@ def _cellwise(dtype: Dtype, pdl: bool) -> Iterator[Launch]:
     photo = torch.empty(3, 768, 1024, dtype=torch.float32)
     pixels = Windows.of([Window(0, 768, 0, 1024)], "cpu")
     yield from elementwise.planar_launches(photo, plane(768, 1024, 3, dtype), pixels, pdl=pdl, name=f"planar:{suffix}")
+    yield from elementwise.pixels_launches(
+        torch.empty(768, 1024, 3, dtype=torch.uint8), plane(768, 1024, 3, dtype), pixels,
+        mean=(123.0, 117.0, 104.0), std=(58.0, 57.0, 57.0), pdl=pdl, name=f"pixels:{suffix}",
+    )  # fmt: skip
+    yield from pools.avg_pool2d_launches(
+        x, plane(48, 64, 128, dtype), Windows.of([Window(4, 40, 3, 50)], "cpu"),
+        kernel=3, stride=2, padding=1, pdl=pdl, name=f"avg_pool:{suffix}",
+    )  # fmt: skip
     for f in (0, 4):
         yield from mask_head.mask_head_launches(
             plane(*c3, 8, dtype), torch.zeros(169), torch.zeros(2), torch.ones(1),
@@ -351,6 +359,56 @@ def _bottleneck_tail(dtype: Dtype, pdl: bool) -> Iterator[Launch]:
         )
 
 
+def _depthwise(dtype: Dtype, pdl: bool) -> Iterator[Launch]:
+    from tracenet_kernels.triton.depthwise import depthwise_launches
+
+    if dtype.itemsize == 1:
+        return
+    for kernel, stride, channels in ((3, 1, 256), (3, 2, 96), (5, 1, 120), (7, 1, 96)):
+        packed = pack_weight(
+            torch.empty(channels, 1, kernel, kernel),
+            dtype=dtype,
+            device="cpu",
+            stride=stride,
+            padding=kernel // 2,
+            groups=channels,
+        )
+        yield from depthwise_launches(
+            plane(96, 128, channels, dtype),
+            packed,
+            plane(96 // stride, 128 // stride, channels, dtype),
+            Windows.of([Window(4, 40, 3, 50)], "cpu"),
+            bias=torch.zeros(channels),
+            activation="relu",
+            pdl=pdl,
+            name=f"depthwise{kernel}/{stride}:{str(dtype).removeprefix('torch.')}",
+        )
+
+
+def _plan_windows(dtype: Dtype, pdl: bool) -> Iterator[Launch]:
+    from tracenet_kernels.triton.plan_windows import PIECES, plan_windows_launches
+
+    if dtype != torch.float16:  # the planner knows integers only
+        return
+    planes = 143
+    edges = torch.zeros(96, planes, dtype=torch.int16), torch.ones(96, planes, dtype=torch.int16)
+    rows = torch.arange(planes, dtype=torch.int32)
+    click, window = torch.zeros(2, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+    single, several = torch.zeros(planes, 4, dtype=torch.int32), torch.zeros(planes * PIECES, 4, dtype=torch.int32)
+    yield from plan_windows_launches(click, edges, edges, rows, single, unit=8, pieces=1, pdl=pdl, name="plan_click")
+    yield from plan_windows_launches(
+        window,
+        edges,
+        edges,
+        rows * PIECES,
+        several,
+        minus=torch.zeros_like(several),
+        may_subtract=torch.ones_like(rows),
+        pdl=pdl,
+        name="plan_window",
+    )
+
+
 FAMILIES: Mapping[str, Callable[[Dtype, bool], Iterator[Launch]]] = MappingProxyType(
     {
         "conv2d": _conv2d,
@@ -358,6 +416,8 @@ FAMILIES: Mapping[str, Callable[[Dtype, bool], Iterator[Launch]]] = MappingProxy
         "bottleneck_tail": _bottleneck_tail,
         "stem": _stem,
         "cellwise": _cellwise,
+        "depthwise": _depthwise,
+        "plan_windows": _plan_windows,
     }
 )
 """Kernel family -> its launches in a dtype, with programmatic dependent launch or without."""
