@@ -46,7 +46,7 @@ def test_clicks_equal_those_on_torch(photo: np.ndarray) -> None:
 
     network = ours.network
     assert isinstance(network, TritonNetwork)
-    (program,) = network._sizes.values()
+    program = network.program(ours.canvas)
     ours.set_image(photo[:, ::-1].copy())
     gc.collect()
     assert len(network._idle[program]) == 1

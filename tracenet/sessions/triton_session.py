@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tracenet import inference
 from tracenet.config import TraceNetConfig
 from tracenet.conventions import STRIDES
 from tracenet.engine.click_class import AtClick, RequestForm
 from tracenet.engine.gpu.program import GpuProgram
-from tracenet.engine.gpu.session import GpuSession
+from tracenet.engine.gpu.session import GpuResult, GpuSession
 from tracenet.engine.program import Program
 from tracenet.engine.schedule import Schedule
 from tracenet.inference import Canvas
 from tracenet.models import TraceNet
 from tracenet.resize import ResizedPhoto
-from tracenet.sessions.base import Parameters
 from tracenet.sessions.native_program import SIZE, lower_model
-from tracenet.sessions.native_session import INPUTS
-from tracenet.sessions.schedule_plan import SchedulePlan
+from tracenet.sessions.photo_session import PhotoSession, ProgramsBySize
 from tracenet_kernels import native
 from tracenet_kernels.window import Window
 
-MAX_SIZES = 2 * inference.MAX_FACTORS
-"""Programs kept, one per padded image size, least recently used dropped first; they share their weights."""
 MAX_IDLE = 2
 """Sessions per size that wait for the next photo with their memory and captured graphs."""
 
@@ -51,10 +43,12 @@ class TritonNetwork:
     def __init__(self, model: TraceNet, config: TraceNetConfig, device: str = "cuda", dtype: str = "float16") -> None:
         self.config = config
         self._schedules = _Schedules(model)
-        self._program = GpuProgram(self._schedules.at(*SIZE), device, dtype)
-        self._sizes: OrderedDict[tuple[int, int], GpuProgram] = OrderedDict()
+        first = GpuProgram(self._schedules.at(*SIZE), device, dtype)
+        self._programs = ProgramsBySize(
+            lambda height, width: first.at_size(self._schedules.at(height, width)), self._drop_idle
+        )
         self._idle: dict[GpuProgram, list[GpuSession]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # photos may be done with whenever the interpreter collects them
 
     def prepare(self, canvas: Canvas) -> None:
         self.program(canvas)
@@ -67,15 +61,7 @@ class TritonNetwork:
 
     def program(self, canvas: Canvas) -> GpuProgram:
         """The program at a canvas' padded size."""
-        size = (canvas.padded_height, canvas.padded_width)
-        with self._lock:
-            if size not in self._sizes:
-                self._sizes[size] = self._program.at_size(self._schedules.at(*size))
-                while len(self._sizes) > MAX_SIZES:
-                    _, dropped = self._sizes.popitem(last=False)
-                    self._idle.pop(dropped, None)
-            self._sizes.move_to_end(size)
-            return self._sizes[size]
+        return self._programs.at(canvas)
 
     def lend(self, program: GpuProgram) -> GpuSession:
         """A session for one photo; memory and captured graphs of an idle one are used again."""
@@ -89,44 +75,38 @@ class TritonNetwork:
         """A photo is done with its session."""
         session.forget()
         with self._lock:
-            idle = self._idle.setdefault(session.program, [])
-            if session.program in self._sizes.values() and len(idle) < MAX_IDLE:
-                idle.append(session)
+            if session.program in self._programs:
+                idle = self._idle.setdefault(session.program, [])
+                if len(idle) < MAX_IDLE:
+                    idle.append(session)
+
+    def _drop_idle(self, program: GpuProgram) -> None:
+        with self._lock:
+            self._idle.pop(program, None)
 
 
-class TritonSession:
-    """One photo at one scale; see :class:`tracenet.sessions.base.Session`. Device memory is taken by the first run."""
+class TritonSession(PhotoSession):
+    """One photo at one scale, on a GPU. Device memory is taken by the first run."""
 
     def __init__(self, network: TritonNetwork, photo: ResizedPhoto, canvas: Canvas, max_kept_bytes: int) -> None:
         self._network, self._photo, self._canvas = network, photo, canvas
         self._max_kept_bytes = max_kept_bytes
 
-    @property
-    def kept_bytes(self) -> int:
-        return self._session.kept_bytes if "_session" in self.__dict__ else 0
-
-    def run(
-        self, request: Mapping[str, Window], parameters: Parameters | None = None
-    ) -> tuple[SchedulePlan, dict[str, NDArray[np.float32]]]:
-        given = {i: parameters[name] for i, name in enumerate(INPUTS, 1)} if parameters is not None else None
-        session = self._session
-        schedule = session.program.schedule
-        result = session.run(dict(request.items()), given, form=_form(schedule, request))
-        if session.kept_bytes > self._max_kept_bytes:
-            session.forget()
-        return SchedulePlan(schedule, request, result), {str(n): value for n, value in result.outputs.items()}
-
-    def forget(self) -> None:
-        if "_session" in self.__dict__:
-            self._session.forget()
-
-    @cached_property
-    def _session(self) -> GpuSession:
+    def _open(self) -> GpuSession:
         session = self._network.lend(self._network.program(self._canvas))
         config = self._network.config
         session.set_pixels(0, self._photo.whole(), config.mean, config.std, config.channel_order == "bgr")
         weakref.finalize(self, self._network.take_back, session)
         return session
+
+    def _compute(
+        self, session: GpuSession, request: dict[int | str, Window], parameters: Mapping[int, Any] | None
+    ) -> GpuResult:
+        named = {str(name): window for name, window in request.items()}
+        result = session.run(request, parameters, form=_form(session.program.schedule, named))
+        if session.kept_bytes > self._max_kept_bytes:
+            session.forget()
+        return result
 
 
 class _Schedules:
