@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tracenet.global_context import GlobalVectors
     from tracenet.inference import PredictorSettings
     from tracenet.models import create_model, list_models
     from tracenet.predictor import Predictor
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Border",
     "Demand",
+    "GlobalVectors",
     "Plan",
     "Predictor",
     "PredictorSettings",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "tracenet.global_context": ("GlobalVectors",),
     "tracenet.inference": ("PredictorSettings",),
     "tracenet.models": ("create_model", "list_models"),
     "tracenet.predictor": ("Predictor",),

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tracenet.graph.graph import INPUT, Node
+from tracenet.rft.context import CACHED, reduce_window
 from tracenet.rft.rules.pointwise import crop_output
 from tracenet.rft.rules.registry import Demand, find_rule
-from tracenet.rft.trace import Plan, resolve_output
+from tracenet.rft.trace import NodePlan, Plan, resolve_output
 from tracenet_kernels.errors import ExecutionError, TraceNetError
-from tracenet_kernels.window import Window, subtract_all
+from tracenet_kernels.window import EMPTY, Window, subtract_all
 
 
 @dataclass(slots=True)
@@ -164,7 +165,7 @@ def run_plan(
                 cut = crop_patch if isinstance(given, Patch) else crop_output
                 computed = [Patch(entry.window, cut(node, given, entry.window))]  # type: ignore[arg-type]
             else:
-                computed = [Patch(piece, compute_node(node, piece, values)) for piece in entry.pieces]
+                computed = compute_entry(plan, entry, values)
             values.patches[node] = [*(store or {}).get(node.name, ()), *computed]
             if node.name in wanted and computed:
                 kept[node.name] = computed
@@ -189,14 +190,34 @@ def _uses(plan: Plan) -> Counter[Node]:
     return uses
 
 
-def compute_node(node: Node, window: Window, values: Values) -> Tensor:
+def compute_entry(plan: Plan, entry: NodePlan, values: Values) -> list[Patch]:
+    """What a plan computes of a node that is neither an input nor a constant, or takes from its vectors.
+
+    Raises:
+        ExecutionError: see :func:`compute_node`.
+    """
+    node = entry.node
+    if entry.context == CACHED:
+        assert plan.vectors is not None
+        return [Patch(node.full_window, plan.vectors[node.name].to(values.device))]
+    return [Patch(piece, compute_node(node, piece, values, entry.source)) for piece in entry.pieces]
+
+
+def compute_node(node: Node, window: Window, values: Values, source: Window = EMPTY) -> Tensor:
     """``window`` of a node by its rule, from values of its producers.
+
+    Args:
+        node, window, values: what to compute, from what.
+        source: where it is not empty, ``node`` is a global vector, to be reduced from this part of its operand only.
 
     Raises:
         ExecutionError: the operation failed or gave another shape than the window's.
     """
     try:
-        tensor = find_rule(node).run(node, window, values)
+        if source.is_empty:
+            tensor = find_rule(node).run(node, window, values)
+        else:
+            tensor = reduce_window(node, source, values)
     except TraceNetError:
         raise
     except Exception as error:

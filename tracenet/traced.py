@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from tracenet import crop_pad
 from tracenet.crop_pad import Patch
+from tracenet.global_context import (
+    WHOLE_IMAGE,
+    ApproximationError,
+    GlobalVectors,
+    checked_vectors,
+    difference,
+    low_size,
+    resized,
+    vectors_from_low,
+)
 from tracenet.graph import Graph, Node, capture, fold_batch_norm
+from tracenet.rft.context import EXACT, global_vectors
 from tracenet.rft.layouts import infer_layouts
 from tracenet.rft.trace import Kept, Plan, plan_windows
 from tracenet_kernels.backends import AUTO, BACKENDS, choose
@@ -41,15 +52,130 @@ class TracedModel:
         self._gpu: GpuExecutor | None = None
         self._native_lock = threading.Lock()
         self._twin: weakref.ref[TracedModel] | None = None
+        self._capture_at: Callable[[int, int], TracedModel] | None = None
+        self._low: dict[tuple[int, int], TracedModel] = {}
 
     @property
     def output_names(self) -> list[str]:
         """Names that a request may use, in order."""
         return list(self.graph.outputs)
 
-    def plan(self, request: Mapping[int | str, Window | Sequence[int] | None], kept: Kept | None = None) -> Plan:
-        """Trace windows of the outputs back to the inputs; see :func:`tracenet.rft.plan_windows`."""
-        return plan_windows(self.graph, request, kept)
+    def plan(
+        self,
+        request: Mapping[int | str, Window | Sequence[int] | None],
+        kept: Kept | None = None,
+        *,
+        global_context: str = EXACT,
+        vectors: GlobalVectors | Mapping[str, Tensor] | None = None,
+    ) -> Plan:
+        """Trace windows of the outputs back to the inputs; see :func:`tracenet.rft.plan_windows`.
+
+        Args:
+            request: output index or name -> window on its plane (None: all of it).
+            kept: windows of nodes whose values are already known.
+            global_context: how reductions of a whole plane to one vector (squeeze-and-excitation, global pooling) are
+                come by. ``"exact"``: everything before them is computed. ``"cached"``: they are constants, from
+                ``vectors``; exact if those are. ``"window"``: an approximation, reduced from the window that other
+                nodes need. ``plan.exact`` and ``plan.approximations`` say what is not the full network's.
+            vectors: for ``"cached"``: from :meth:`global_vectors` or :meth:`run_with_vectors` for the same image, or
+                a mapping from node names to values of the caller's own.
+        """
+        return plan_windows(self.graph, request, kept, global_context, checked_vectors(self.graph, vectors))
+
+    def global_vectors(
+        self,
+        inputs: Tensor | Sequence[Tensor],
+        scale: float | None = None,
+        *,
+        low: TracedModel | None = None,
+        backend: str = "torch",
+    ) -> GlobalVectors:
+        """All global vectors of one image, for plans with ``global_context="cached"``.
+
+        Args:
+            inputs: the network's inputs, full size.
+            scale: take them from the image at this scale instead, an approximation; the model that was traced must
+                still be alive, it is captured once more at the smaller size.
+            low: the same, by a capture of the same model at a smaller size.
+            backend: as in :meth:`run`.
+
+        Raises:
+            InputError: inputs that do not fit; a scale outside (0, 1]; both ``scale`` and ``low``; a smaller capture
+                that is not of the same network.
+        """
+        names = [node.name for node in global_vectors(self.graph.nodes)]
+        images = self._images(inputs)
+        if scale is not None and low is not None:
+            raise InputError("both scale and low came; pass one of them")
+        if scale is not None:
+            low = self._smaller(low_size(self.graph, scale), images[0].device)
+        if low is None:
+            values = self._values_of(names, images, backend)
+            return GlobalVectors(self.graph, values, WHOLE_IMAGE, True, images)
+        if not isinstance(low, TracedModel):
+            raise InputError(f"low is a {type(low).__name__}; pass a capture of the same model, from tracenet.trace")
+        if len(low.graph.inputs) != len(images) or [node.name for node in global_vectors(low.graph.nodes)] != names:
+            raise InputError("the smaller capture has other inputs or global vectors; trace the same model for it")
+        small = tuple(
+            resized(node, image, *twin.plane)
+            for node, twin, image in zip(self.graph.inputs, low.graph.inputs, images, strict=True)
+        )
+        found = vectors_from_low(self.graph, names, low.graph, low._values_of(names, small, backend))
+        sizes = " and ".join(f"{n.plane[0]} x {n.plane[1]}" for n in low.graph.inputs if n.layout is not None)
+        return GlobalVectors(self.graph, found, f"the image at {sizes}", False, images)
+
+    def run_with_vectors(
+        self, inputs: Tensor | Sequence[Tensor], plan: Plan
+    ) -> tuple[dict[int | str, Tensor], GlobalVectors]:
+        """As :meth:`run` in PyTorch; also gives the global vectors that the plan computed, for later clicks.
+
+        Raises:
+            RequestError: the plan does not compute its global vectors exactly.
+        """
+        if isinstance(plan, Plan) and plan.global_context != EXACT:
+            raise RequestError(
+                f"the plan has global_context={plan.global_context!r}; only an exact plan computes vectors to keep"
+            )
+        images = self._images(inputs)
+        names = [node.name for node in global_vectors(self.graph.nodes)]
+        outputs, patches = self.run_keeping(images, plan, keep=names)
+        values = {name: several[0].tensor.clone() for name, several in patches.items()}
+        return outputs, GlobalVectors(self.graph, values, WHOLE_IMAGE, True, images)
+
+    def approximation_error(
+        self, inputs: Inputs, plan: Plan, backend: str = "torch"
+    ) -> dict[int | str, ApproximationError]:
+        """How far a plan's outputs are from an exact run of the same request, keyed like it."""
+        got = self.run(inputs, plan, backend=backend)
+        exact = self.run(inputs, self.plan(plan.request), backend=backend)
+        return {key: difference(got[key], exact[key]) for key in exact}
+
+    def _images(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Copies of the inputs, so that what they are changed to later does not count as the same image."""
+        given: list[Any] = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        for value in given:
+            if isinstance(value, Patch):
+                raise InputError("global vectors are of the whole image; pass full-size inputs, not patches")
+        return tuple(value.detach().clone() for value in self._check(given) if isinstance(value, Tensor))
+
+    def _values_of(self, names: Sequence[str], images: Sequence[Tensor], backend: str) -> dict[str, Tensor]:
+        if not names:
+            return {}
+        values = self.run(images, self.plan(dict.fromkeys(names)), backend=backend)
+        return {name: values[name].clone() for name in names}
+
+    def _smaller(self, size: tuple[int, int], device: torch.device) -> TracedModel:
+        """This model captured at a smaller size; once per size."""
+        if size not in self._low:
+            if self._capture_at is None:
+                raise InputError(
+                    "this network was not captured from a model that can be captured again; pass low=, a capture of "
+                    "the same network at a smaller size"
+                )
+            smaller = self._capture_at(*size).to(device)
+            smaller.share_weights(self)
+            self._low[size] = smaller
+        return self._low[size]
 
     def run(self, inputs: Inputs, plan: Plan, backend: str = "torch") -> dict[int | str, Tensor]:
         """Execute a plan.
@@ -95,6 +221,13 @@ class TracedModel:
         if unknown:
             raise RequestError(f"{unknown[0]!r} is to be kept but is not a node; use the names in plan.windows")
         given = self._check(inputs, plan)
+        if keep and not plan.exact:
+            raise RequestError(
+                "values of an approximate plan are not kept, later plans would take them for exact ones; "
+                f"{plan.approximations[0].name!r} is {plan.approximations[0].how}"
+            )
+        if isinstance(plan.vectors, GlobalVectors):
+            plan.vectors.check_inputs(plan, given)
         obstacles: dict[str, str] = {}
         for name, find in (("triton", self._gpu_obstacle), ("native", self._obstacle)):
             entry = BACKENDS[name]
@@ -139,13 +272,14 @@ class TracedModel:
         except (InputError, ScheduleError) as error:
             return f"the network has no schedule ({error})"
 
-    def _check(self, inputs: Inputs, plan: Plan) -> list[Tensor | Patch]:
+    def _check(self, inputs: Inputs, plan: Plan | None = None) -> list[Tensor | Patch]:
         given: list[Any] = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         if len(given) != len(self.graph.inputs):
             names = [node.name for node in self.graph.inputs]
             raise InputError(f"run got {len(given)} inputs; the network takes {len(names)}: {names}")
         for node, value in zip(self.graph.inputs, given, strict=True):
             if isinstance(value, Patch):
+                assert plan is not None
                 _check_patch(node, value, plan)
                 continue
             tensor = value
@@ -178,6 +312,7 @@ class TracedModel:
         for node in self.graph.nodes:
             if node.value is not None:
                 node.value = node.value.to(device)
+        self._low.clear()
         return self
 
 
@@ -221,4 +356,28 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, fold_bn
     graph = capture(model, example_inputs)
     if fold_bn:
         fold_batch_norm(graph)
-    return TracedModel(graph)
+    traced = TracedModel(graph)
+    traced._capture_at = _recapture(model, graph, fold_bn)
+    return traced
+
+
+def _recapture(model: nn.Module, graph: Graph, fold_bn: bool) -> Callable[[int, int], TracedModel]:
+    """Captures the model again at another size, as long as it lives; its weights are not kept alive for that."""
+    alive = weakref.ref(model)
+    inputs = [(node.shape, node.dtype, node.layout is not None) for node in graph.inputs]
+
+    def at(height: int, width: int) -> TracedModel:
+        same = alive()
+        if same is None:
+            raise InputError(
+                "the traced model is gone, so it cannot be captured at a smaller size; keep a reference to it, or pass "
+                "low=, a capture of it at a smaller size"
+            )
+        device = next((p.device for p in same.parameters()), torch.device("cpu"))
+        shapes = [(*shape[:-2], height, width) if plane else shape for shape, _, plane in inputs]
+        examples = tuple(
+            torch.zeros(shape, dtype=dtype, device=device) for shape, (_, dtype, _) in zip(shapes, inputs, strict=True)
+        )
+        return trace(same, examples, fold_bn=fold_bn)
+
+    return at

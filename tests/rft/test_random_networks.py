@@ -224,6 +224,7 @@ def test_traced_equals_full(recipe: Recipe, data: st.DataObject, trace_check) ->
     everything = traced.plan({node.name: None for node in traced.graph.nodes if not node.is_constant})
     assert everything.macs == everything.full_macs
 
+    vectors = traced.global_vectors(x)
     asked = data.draw(st.sets(st.sampled_from(range(len(nodes))), min_size=1))
     for _ in range(2):
         request = {key: data.draw(_window(*nodes[key].plane)) for key in sorted(asked)}
@@ -232,3 +233,8 @@ def test_traced_equals_full(recipe: Recipe, data: st.DataObject, trace_check) ->
         assert all(entry.node.full_window.contains(entry.window) for entry in plan.nodes)
         first, second = traced.run(x, plan), traced.run(x, plan)
         assert all(torch.equal(first[key], second[key]) for key in request)
+        cached = traced.plan(request, global_context="cached", vectors=vectors)
+        assert cached.exact
+        assert cached.macs <= plan.macs
+        for key, value in traced.run(x, cached).items():
+            torch.testing.assert_close(value, first[key], rtol=0, atol=1e-7 * max(float(first[key].abs().max()), 1e-3))

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracenet.crop_pad import Patch, Values, compute_node, crop_patch
+from tracenet.crop_pad import Patch, Values, compute_entry, crop_patch
 from tracenet.engine.lower import lower
 from tracenet.engine.patterns import is_plane, is_vector, sources
 from tracenet.engine.program import Program
 from tracenet.engine.schedule import Schedule, Step
 from tracenet.engine.session import Session
 from tracenet.graph.graph import INPUT, Graph, Node
+from tracenet.rft.context import CACHED
 from tracenet.rft.rules.pointwise import crop_output
 from tracenet.rft.rules.registry import Demand
 from tracenet.rft.trace import Plan, resolve_output
@@ -87,8 +88,12 @@ class NativeExecutor:
             device = (given.tensor if isinstance(given, Patch) else given).device
             if device.type != "cpu":
                 return f"input {node.name!r} lies on {device}, kernels run on the CPU"
-        if any(entry.pieces != [entry.window] for entry in plan.nodes):
-            return "the plan reads kept values, which lie outside the session"
+        external = {self._node[step.output] for step in self.schedule.steps if step.op == "external"}
+        for entry in plan.nodes:
+            if entry.context is not None and entry.node not in external:
+                return f"{entry.node.name!r} is {entry.context}, and a kernel would reduce the whole plane"
+            if entry.context != CACHED and entry.pieces != [entry.window]:
+                return "the plan reads kept values, which lie outside the session"
         for key in plan.request:
             node = self._source[resolve_output(self._graph, key)]
             if not node.is_constant and node not in self._number:
@@ -160,7 +165,8 @@ class NativeExecutor:
         windows: dict[int, list[Window]] = {}
         for number, node in enumerate(self._node):
             if node.op != INPUT and node in plan.by_node:
-                windows[number] = plan.by_node[node].pieces if is_plane(node) else [CELL]
+                entry = plan.by_node[node]
+                windows[number] = [CELL] if entry.context == CACHED or not is_plane(node) else entry.pieces
         values = self._input_values(plan, inputs)
         self._session.begin(windows, parameters)
         try:
@@ -197,7 +203,7 @@ class NativeExecutor:
             elif source in self._kernel_planes and not read.window.is_empty:
                 taken[read.producer].append(self._read(source, read.window))
         values.patches |= taken
-        result = [Patch(piece, compute_node(node, piece, values)) for piece in entry.pieces]
+        result = compute_entry(plan, entry, values)
         for producer in taken:
             del values.patches[producer]
         values.patches[node] = result

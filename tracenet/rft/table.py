@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tracenet.rft.context import WINDOW
+
 if TYPE_CHECKING:
-    from tracenet.rft.trace import Plan
+    from tracenet.rft.trace import NodePlan, Plan
 
 _HEAD = ("node", "op", "plane", "window", "share", "border t,b,l,r", "MMACs", "KiB", "barrier")
 
@@ -16,7 +18,7 @@ def plan_table(plan: Plan, full: bool) -> str:
     for entry in plan.nodes:
         node, window = entry.node, entry.compute
         borders = [r.border for r in entry.reads if not r.border.is_zero]
-        if not full and not (entry.macs or borders or entry.barrier):
+        if not full and not (entry.macs or borders or entry.barrier or entry.context):
             continue
         height, width = node.plane
         rows.append(
@@ -29,7 +31,7 @@ def plan_table(plan: Plan, full: bool) -> str:
                 ",".join(map(str, borders[0])) if borders else "",
                 f"{entry.macs / 1e6:.1f}",
                 f"{entry.bytes / 1024:.0f}",
-                entry.barrier or "",
+                entry.barrier or _context(entry),
             )
         )
     widths = [max(len(row[i]) for row in [_HEAD, *rows]) for i in range(len(_HEAD))]
@@ -45,4 +47,14 @@ def plan_table(plan: Plan, full: bool) -> str:
         f"{plan.macs / 1e9:.3f} of {plan.full_macs / 1e9:.3f} GMACs ({share:.1%}), "
         f"{plan.bytes / 2**20:.1f} MiB of windows, {len(plan.barriers)} barriers, planned in {plan.planning_ms:.1f} ms"
     )
+    if plan.approximations:
+        first, count = plan.approximations[0], len(plan.approximations)
+        lines.append(f"approximate: {count} of the nodes, the first ({first.name}) {first.how}")
+    elif plan.vectors is not None:
+        lines.append(f"global vectors are cached, computed of {plan.vectors.source}")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _context(entry: NodePlan) -> str:
+    """How a global vector that is not reduced from the whole plane is come by."""
+    return f"{entry.context} {entry.source}" if entry.context == WINDOW else entry.context or ""

@@ -10,15 +10,38 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
+
+from torch import Tensor
 
 from tracenet.graph.graph import CONSTANT, INPUT, Graph, Node
 from tracenet.rft import costs
+from tracenet.rft.context import CACHED, EXACT, MODES, WINDOW, Approximation, is_global_vector
 from tracenet.rft.rules.registry import Demand, find_rule
 from tracenet_kernels.errors import RequestError, WindowError
 from tracenet_kernels.window import EMPTY, Border, Window, border_of, hull, subtract_all
 
 Kept = Mapping[str, Sequence[Window]]
 """Node name -> windows whose values are already known."""
+
+
+class Vectors(Protocol):
+    """Values of global vectors that are known; see :class:`tracenet.global_context.GlobalVectors`."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether they are those of the full network."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """What they were computed of, in words."""
+        ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def __getitem__(self, name: str) -> Tensor: ...
+
 
 MAX_PIECES = 4
 """Windows per node that a plan over kept values computes apart; the ring around one window has four."""
@@ -47,6 +70,8 @@ class NodePlan:
         macs: multiply-adds of computing it.
         bytes: bytes of its output window.
         barrier: why it reads whole planes, or None.
+        context: for a global vector that is not reduced from the whole plane: ``"cached"`` or ``"window"``.
+        source: for ``"window"``, the part of its operand that it is reduced from.
     """
 
     node: Node
@@ -56,6 +81,8 @@ class NodePlan:
     macs: int = 0
     bytes: int = 0
     barrier: str | None = None
+    context: str | None = None
+    source: Window = EMPTY
 
     @property
     def compute(self) -> Window:
@@ -81,17 +108,28 @@ class Plan:
         windows: name -> :class:`Window`, for every visited node and, as aliases, every output whose node was visited.
         borders: name -> padding per operand read, where there is any.
         barriers: nodes that read whole planes.
+        global_context: how global vectors are come by: ``"exact"``, ``"cached"`` or ``"window"``.
+        vectors: the values that a ``"cached"`` plan takes as constants.
+        approximations: nodes whose values are not those of the full network, and how they are come by.
         macs: multiply-adds (convolutions and matrix products) of the plan; ``full_macs``: of the whole network.
         planning_ms: time the trace took.
     """
 
     def __init__(
-        self, graph: Graph, request: dict[int | str, Window], nodes: list[NodePlan], planning_ms: float
+        self,
+        graph: Graph,
+        request: dict[int | str, Window],
+        nodes: list[NodePlan],
+        planning_ms: float,
+        global_context: str = EXACT,
+        vectors: Vectors | None = None,
     ) -> None:
         self.graph = graph
         self.request = request
         self.nodes = nodes
         self.planning_ms = planning_ms
+        self.global_context = global_context
+        self.vectors = vectors
         self.by_node = {entry.node: entry for entry in nodes}
         self.windows = {entry.node.name: entry.window for entry in nodes}
         for name, node in graph.outputs.items():
@@ -105,7 +143,23 @@ class Plan:
         self.barriers = [
             Barrier(entry.node.name, entry.node.op, entry.barrier) for entry in nodes if entry.barrier is not None
         ]
+        self.approximations = [
+            Approximation(entry.node.name, how) for entry in nodes if (how := self._approximated(entry)) is not None
+        ]
         self.macs: int = sum(entry.macs for entry in nodes)
+
+    def _approximated(self, entry: NodePlan) -> str | None:
+        if entry.context == WINDOW:
+            height, width = entry.node.args[0].plane
+            return f"reduced from {entry.source} of {height} x {width}"
+        if entry.context == CACHED and self.vectors is not None and not self.vectors.exact:
+            return f"taken from {self.vectors.source}"
+        return None
+
+    @property
+    def exact(self) -> bool:
+        """Whether running the plan gives the full network's values (given that kept values are)."""
+        return not self.approximations
 
     @cached_property
     def full_macs(self) -> int:
@@ -197,7 +251,11 @@ def _check_request(graph: Graph, request: Mapping[int | str, Window | Sequence[i
 
 
 def plan_windows(
-    graph: Graph, request: Mapping[int | str, Window | Sequence[int] | None], kept: Kept | None = None
+    graph: Graph,
+    request: Mapping[int | str, Window | Sequence[int] | None],
+    kept: Kept | None = None,
+    global_context: str = EXACT,
+    vectors: Vectors | None = None,
 ) -> Plan:
     """Trace a request back to the inputs.
 
@@ -206,9 +264,13 @@ def plan_windows(
         request: output index or name -> window on its plane (None: all of it).
         kept: windows of nodes whose values are already known; they are not computed again and nothing is traced
             behind them.
+        global_context: ``"exact"``; ``"cached"``: global vectors are constants, from ``vectors``, and nothing is
+            traced behind them; ``"window"``: they are reduced from what other nodes need of their operand.
+        vectors: for ``"cached"``.
 
     Raises:
-        RequestError: an output or a kept node is not known.
+        RequestError: an output, a kept node or a mode is not known; a vector is missing, or no window is demanded of
+            its operand.
         WindowError: a window is empty or outside its plane.
         UnsupportedOpError: a visited node has no backward rule.
     """
@@ -217,18 +279,81 @@ def plan_windows(
     unknown = [name for name in kept or () if name not in graph.by_name]
     if unknown:
         raise RequestError(f"{unknown[0]!r} is kept but is not a node of this graph; use the names in plan.windows")
+    _check_mode(global_context, vectors)
     demands: dict[Node, list[Window]] = {}
     for key, window in checked.items():
         demands.setdefault(resolve_output(graph, key), []).append(window)
+    followers: dict[Node, list[NodePlan]] = {}  # global vectors that take what others demand of their operand
     plans: dict[Node, NodePlan] = {}
     for node in reversed(_post_order(list(demands))):
-        if node in demands:  # else only kept values lie between it and the request
-            plans[node] = entry = _visit(node, demands[node], kept)
-            for read in entry.reads:
-                if not read.window.is_empty:
-                    demands.setdefault(read.producer, []).append(read.window)
+        following = followers.get(node, [])
+        if node not in demands:
+            if following:
+                raise _nothing_demanded(node, following)
+            continue  # only kept values lie between it and the request
+        windows = [hull(demands[node])] if following else demands[node]
+        if global_context != EXACT and is_global_vector(node):
+            plans[node] = entry = _visit_vector(node, windows, kept, global_context, vectors)
+            if entry.context == WINDOW:
+                followers.setdefault(node.args[0], []).append(entry)
+        else:
+            plans[node] = entry = _visit(node, windows, kept)
+        for follower in following:
+            _follow(follower, entry)
+        for read in entry.reads:
+            if not read.window.is_empty:
+                demands.setdefault(read.producer, []).append(read.window)
     ordered = list(reversed(plans.values()))
-    return Plan(graph, checked, ordered, (time.perf_counter() - start) * 1e3)
+    taken = vectors if global_context == CACHED else None
+    return Plan(graph, checked, ordered, (time.perf_counter() - start) * 1e3, global_context, taken)
+
+
+def _check_mode(global_context: str, vectors: Vectors | None) -> None:
+    if global_context not in MODES:
+        raise RequestError(f"global_context is {global_context!r}; pass one of {', '.join(map(repr, MODES))}")
+    if global_context == CACHED and vectors is None:
+        raise RequestError(
+            "global_context='cached' came without vectors; pass vectors=traced.global_vectors(inputs), or what "
+            "traced.run_with_vectors gave for the same image"
+        )
+    if global_context != CACHED and vectors is not None:
+        raise RequestError(f"vectors came with global_context={global_context!r}; they are for global_context='cached'")
+
+
+def _visit_vector(
+    node: Node, windows: list[Window], kept: Kept | None, global_context: str, vectors: Vectors | None
+) -> NodePlan:
+    """A global vector that is not reduced from the whole plane; in the mode ``"window"`` its reads follow later."""
+    window = hull(windows)
+    entry = NodePlan(node, window, [window], bytes=costs.window_bytes(node, window))
+    if kept and any(part.contains(window) for part in kept.get(node.name, ())):
+        entry.pieces = []
+    elif global_context == WINDOW:
+        entry.context = WINDOW
+    elif vectors is not None and node.name in vectors:
+        entry.context, entry.pieces = CACHED, []
+    else:
+        raise RequestError(
+            f"the plan needs the global vector {node.name!r}, which is not among the vectors that came; "
+            "traced.global_vectors(inputs) gives all of them"
+        )
+    return entry
+
+
+def _follow(vector: NodePlan, operand: NodePlan) -> None:
+    """Reduce a global vector from the window that is there of its operand."""
+    vector.reads = [Read(operand.node, operand.window, border_of(operand.window, *operand.node.plane))]
+    if operand.window == operand.node.full_window:  # then it is exact
+        vector.context, vector.barrier = None, find_rule(vector.node).barrier(vector.node)
+    else:
+        vector.source = operand.window
+
+
+def _nothing_demanded(node: Node, following: list[NodePlan]) -> RequestError:
+    return RequestError(
+        f"global_context='window' takes {following[0].node.name!r} from the window that other nodes need of "
+        f"{node.name!r}, and none needs any; ask for an output that reads it, or pass global_context='cached'"
+    )
 
 
 def _post_order(roots: list[Node]) -> list[Node]:

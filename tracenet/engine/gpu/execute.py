@@ -41,6 +41,9 @@ class GpuExecutor:
 
     def obstacle(self, plan: Plan, inputs: Sequence[Tensor | Patch]) -> str:
         """Why this executor does not run a plan, as a clause; an empty string where it does."""
+        for entry in plan.nodes:
+            if entry.context is not None:
+                return f"{entry.node.name!r} is {entry.context}, and kernels reduce the whole plane"
         if any(entry.pieces != [entry.window] for entry in plan.nodes):
             return "the plan reads kept values, which lie outside the session"
         for node, given in zip(self._graph.inputs, inputs, strict=True):

@@ -220,7 +220,8 @@ class Linear(Mixing):
 class Reduce(Rule):
     """Reductions over any axes: free over channels, a barrier on the plane axes they run over."""
 
-    def _dims(self, node: Node) -> set[int]:
+    def dims(self, node: Node) -> set[int]:
+        """Tensor axes that are reduced."""
         n = node.args[0].ndim
         position = 2 if node.op in ("aten.norm", "aten.linalg_vector_norm") else 1
         dims = node.arg(position, "dim")
@@ -232,7 +233,7 @@ class Reduce(Rule):
         source = node.args[0].layout
         if source is None:
             return None
-        dims = self._dims(node)
+        dims = self.dims(node)
         if node.ndim == node.args[0].ndim:
             if source.merged:
                 return None if source.y in dims else source
@@ -243,7 +244,7 @@ class Reduce(Rule):
 
     def barrier(self, node: Node) -> str | None:
         source = node.args[0].layout
-        if source is None or not {source.y, source.x} & self._dims(node):
+        if source is None or not {source.y, source.x} & self.dims(node):
             return None
         return "reduces over the plane"
 
@@ -251,7 +252,7 @@ class Reduce(Rule):
         x = node.args[0]
         if node.layout is None or x.layout is None:
             return whole(x)
-        dims, (height, width) = self._dims(node), x.plane
+        dims, (height, width) = self.dims(node), x.plane
         y = (0, height) if x.layout.y in dims else (window.y0, window.y1)
         cols = (0, width) if x.layout.x in dims else (window.x0, window.x1)
         return Demand(x, Window(*y, *cols), x.layout.axes)
