@@ -331,6 +331,9 @@ def test_bad_input_is_refused() -> None:
         GpuProgram(schedule, DEVICE, precision="fast")
     with pytest.raises(InputError, match="mode 'lazy' is not known"):
         GpuSession(program, mode="lazy")
+    session.set_planar(0, x[..., 5:, :], Window(5, 32, 0, 48))
+    with pytest.raises(InputError, match=r"holds \[5, 32\) x \[0, 48\), but .* is read; set at least that"):
+        session.run({"low": Window(0, 1, 0, 1)})
     session.set_planar(0, x)
     assert session.run({"low": Window(0, 1, 0, 1)}).outputs["low"].shape == (1, 12, 1, 1)
 

@@ -17,6 +17,7 @@ from tracenet.engine.click_class import AtClick, ClickClass, RequestForm
 from tracenet_kernels.errors import RequestError
 from tracenet_kernels.triton.launch import Launch
 from tracenet_kernels.triton.plan_windows import plan_windows_launches
+from tracenet_kernels.window import Window
 
 if TYPE_CHECKING:
     from tracenet.engine.gpu.session import GpuSession
@@ -36,6 +37,12 @@ class ClickGraph:
         schedule = session.program.schedule
         self.clicks = ClickClass.of(schedule, form)
         self._session = session
+        planes = schedule.planes
+        self._read = {
+            number: Window.full(planes[number].height, planes[number].width)
+            for number in schedule.inputs
+            if all(self.clicks.bounds[number])
+        }
         self._names = {number: name for name, number in schedule.outputs.items()}
         device = session.program.device
         self._request = torch.zeros(2, dtype=torch.int32, device=device)
@@ -75,7 +82,11 @@ class ClickGraph:
             ClickError: the click is not on the input.
         """
         request = self.clicks.request(click)
-        with self._session.enqueued(parameters):
+        read = self._read
+        if not self._session.holds(read):  # inputs that are there in part: what is read of them depends on the click
+            windows = self.clicks.windows(click)
+            read = {number: windows[number] for number in read}
+        with self._session.enqueued(read, parameters):
             self._host_request[0], self._host_request[1] = int(click[0]), int(click[1])
             self._request.copy_(self._host_request, non_blocking=True)
             self._replay.replay()

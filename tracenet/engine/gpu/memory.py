@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tracenet.engine.gpu.out_of_memory import named_out_of_memory
 from tracenet.engine.gpu.program import GpuProgram
 from tracenet.engine.gpu.units import Unit
 from tracenet.engine.gpu.workspace import Workspace, arrange
-from tracenet_kernels.errors import ExecutionError
 from tracenet_kernels.triton.planes import DevicePlane, Windows
 
 
@@ -50,7 +50,7 @@ class Memory:
             pinned |= {number for number, plane in enumerate(schedule.planes) if plane.keep}
         sizes = [dtype.itemsize for dtype in self._dtypes]
         self.workspace: Workspace = arrange(schedule, sizes, [unit.steps for unit in order], pinned)
-        try:
+        with named_out_of_memory(program.device, f"a workspace of {self.workspace.bytes / 2**20:.0f} MiB"):
             self._bytes = torch.zeros(self.workspace.bytes, dtype=torch.uint8, device=program.device)
             self.images = {
                 number: torch.zeros(plane.channels, plane.height, plane.width, device=program.device)
@@ -64,11 +64,6 @@ class Memory:
             }
             rows = (len(schedule.steps) + len(schedule.inputs)) * pieces
             self.table = torch.zeros(rows, 4, dtype=torch.int32, device=program.device)
-        except torch.cuda.OutOfMemoryError as error:
-            raise ExecutionError(
-                f"{program.device} has no room for a workspace of {self.workspace.bytes / 2**20:.0f} MiB ({error}); "
-                "free other sessions, use a smaller image or float16"
-            ) from error
         self._row = {step.output: i * pieces for i, step in enumerate(schedule.steps)}
         self._row |= {number: (len(schedule.steps) + i) * pieces for i, number in enumerate(schedule.inputs)}
         if poison:
@@ -93,6 +88,10 @@ class Memory:
         # Schedules count 8-bit integers from 0 to 255, tensor cores multiply signed ones.
         zero_point = plane.zero_point - 128 if dtype == torch.int8 else 0
         return DevicePlane(cells, (plane.height, plane.width), (0, 0), plane.scale, zero_point)
+
+    def cell_bytes(self, number: int) -> int:
+        """Bytes of one cell of a plane."""
+        return self.workspace.places[number].pixel_stride * self._dtypes[number].itemsize
 
     def row(self, number: int) -> int:
         """The first row of a plane's windows in the table."""

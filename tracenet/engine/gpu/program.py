@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracenet.engine.gpu.out_of_memory import named_out_of_memory
 from tracenet.engine.gpu.units import Unit, units
 from tracenet.engine.planner import step_macs
 from tracenet.engine.reference_windows import window_of
@@ -40,6 +41,7 @@ class GpuProgram:
     Raises:
         BackendError: no Triton kernel can run here, or no kernel computes a step.
         InputError: the device, dtype or precision is not possible.
+        ExecutionError: the device has not enough memory.
     """
 
     def __init__(
@@ -158,11 +160,12 @@ class GpuProgram:
 
     def _pack(self) -> None:
         """Pack everything now: capturing and replaying must not allocate."""
-        for step in self.schedule.steps:
-            if "weight" in step.tensors:
-                self.weight(step)
-            for attribute in ("scale", "bias"):
-                self.vector(step, attribute)
+        with named_out_of_memory(self.device, "the network's weights"):
+            for step in self.schedule.steps:
+                if "weight" in step.tensors:
+                    self.weight(step)
+                for attribute in ("scale", "bias"):
+                    self.vector(step, attribute)
 
     def _fits_tail(self, mid: Step, expand: Step, following: Step | None) -> bool:
         planes = self.schedule.planes

@@ -28,6 +28,7 @@ from tracenet.engine.gpu.bind import Binding, Pixels
 from tracenet.engine.gpu.capture import Capture, GraphCapture, Replay, eager, refuse_capturing
 from tracenet.engine.gpu.clicks import ClickGraph
 from tracenet.engine.gpu.memory import Bound, Memory
+from tracenet.engine.gpu.out_of_memory import named_out_of_memory
 from tracenet.engine.gpu.program import GpuProgram
 from tracenet.engine.planner import PIECES, HostPlan, HostPlanner, step_macs
 from tracenet.engine.requests import (
@@ -42,7 +43,7 @@ from tracenet.engine.requests import (
 from tracenet_kernels.errors import InputError, RequestError
 from tracenet_kernels.triton.launch import Launch
 from tracenet_kernels.triton.split_k import Scratch
-from tracenet_kernels.window import Window
+from tracenet_kernels.window import EMPTY, Window
 
 MODES = ("graph", "eager")
 _INTERPRETER = threading.RLock()
@@ -159,7 +160,7 @@ class GpuSession:
             self._scratch = Scratch(program.device)
             self._host_table = torch.zeros_like(self._memory.table, device="cpu", pin_memory=on_cuda)
         self._pixels: dict[int, Pixels] = {}
-        self._set: set[int] = set()
+        self._held: dict[int, Window] = {}
         self._classes: OrderedDict[tuple[Any, ...], tuple[Binding, Replay]] = OrderedDict()
         self._bounds: dict[FormKey, tuple[Bound, ...]] = {}
         self._lock = threading.RLock() if on_cuda else _INTERPRETER
@@ -171,7 +172,7 @@ class GpuSession:
         Args:
             index: position among the network's inputs.
             array: fp32 ``[1, channels, rows, columns]``: a tensor on any device, or anything NumPy can share.
-            window: the part of the plane it holds; all of it by default.
+            window: the part of the plane it holds; all of it by default. Runs that read more raise InputError.
 
         Raises:
             InputError: another dtype or shape; a batch that is not 1.
@@ -188,7 +189,7 @@ class GpuSession:
                 self._memory.flat[number].copy_(value.reshape(-1))
             if self._pixels.pop(number, None) is not None:
                 self._classes.clear()
-            self._set.add(number)
+            self._held[number] = part
             self._planner.forget()
             self._done()
 
@@ -233,7 +234,7 @@ class GpuSession:
                 self._pixels[number] = Pixels(fresh, *statistics)  # type: ignore[arg-type]
                 self._classes.clear()
             self._pixels[number].photo.copy_(value)
-            self._set.add(number)
+            self._held[number] = Window.full(plane.height, plane.width)
             self._planner.forget()
             self._done()
 
@@ -288,13 +289,8 @@ class GpuSession:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the cells that are kept."""
-        places = self._memory.workspace.places
-        size = self.program.dtype.itemsize
-        return sum(
-            window.area * places[number].pixel_stride * size
-            for number, windows in enumerate(self._planner.kept_windows())
-            for window in windows
-        )
+        kept = enumerate(self._planner.kept_windows())
+        return sum(window.area * self._memory.cell_bytes(number) for number, windows in kept for window in windows)
 
     @property
     def bytes(self) -> int:
@@ -335,8 +331,12 @@ class GpuSession:
             return self._captured(work)
 
     @contextmanager
-    def enqueued(self, parameters: Mapping[int, Any] | None) -> Iterator[None]:
+    def enqueued(self, read: Mapping[int, Window], parameters: Mapping[int, Any] | None) -> Iterator[None]:
         """A stretch in which work is enqueued after all before, with parameters set.
+
+        Args:
+            read: plane number -> window, of inputs that the work reads.
+            parameters: as in :meth:`run`.
 
         Raises:
             InputError: an input is not set.
@@ -344,12 +344,15 @@ class GpuSession:
         flat = flat_parameters(self.program.schedule, parameters)
         with self._lock, self._on_device():
             refuse_capturing(self.program.device)
-            inputs = self.program.schedule.inputs
-            self._check_inputs(inputs, {inputs[index] for index, _ in flat})
+            self._check_inputs(read, flat)
             self._wait(on_host=True)
             self._set_flat(flat)
             yield
             self._done()
+
+    def holds(self, read: Mapping[int, Window]) -> bool:
+        """Whether these windows of inputs are set."""
+        return all(self._held.get(number, EMPTY).contains(window) for number, window in read.items())
 
     def view(self, number: int, window: Window) -> Tensor:
         """A window of a plane where it lies, ``[1, channels, rows, columns]``."""
@@ -363,12 +366,11 @@ class GpuSession:
         resolved = resolve_request(self.program.schedule, self._plane_numbers, request)
         flat = flat_parameters(self.program.schedule, parameters)
         plan = self._planner.plan(request)
-        inputs = self.program.schedule.inputs
-        read = [number for number in inputs if not plan.windows[number].is_empty]
-        self._check_inputs(read, {inputs[index] for index, _ in flat})
+        self._check_inputs({number: plan.windows[number] for number in self.program.schedule.inputs}, flat)
         with self._on_device():
             self._wait()
-            replay, captured = self._replay_of(plan, form)
+            with named_out_of_memory(self.program.device, "the launches of a new class of requests"):
+                replay, captured = self._replay_of(plan, form)
             self._set_flat(flat)
             self._write_table(plan)
             replay.replay()
@@ -377,11 +379,18 @@ class GpuSession:
             self._done()
         return plan, captured, views
 
-    def _check_inputs(self, read: Sequence[int], given: set[int]) -> None:
+    def _check_inputs(self, read: Mapping[int, Window], flat: Sequence[tuple[int, Floats]]) -> None:
+        """Raises InputError where a window of an input is read that was not set."""
+        given = {index for index, _ in flat}
         for index, number in enumerate(self.program.schedule.inputs):
-            if number in read and number not in self._set | given:
-                name = self.program.schedule.planes[number].name
+            window, held = read.get(number, EMPTY), self._held.get(number)
+            name = self.program.schedule.planes[number].name
+            if window.is_empty or index in given:
+                continue
+            if held is None:
                 raise InputError(f"input {index} ({name!r}) is read but not set; call set_planar or pass parameters")
+            if not held.contains(window):
+                raise InputError(f"input {index} ({name!r}) holds {held}, but {window} is read; set at least that")
 
     def _set_flat(self, flat: Sequence[tuple[int, Floats]]) -> None:
         for index, values in flat:
