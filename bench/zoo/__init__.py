@@ -1,0 +1,1 @@
+"""``python -m bench.zoo``: exactness, barriers, multiply-adds and times over a committed list of ConvNets."""

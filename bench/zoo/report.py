@@ -1,0 +1,151 @@
+"""The table of a run, its summary, and the page ``docs/zoo.md``."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from typing import Any
+
+from rich.table import Table
+
+STATUSES = ("exact", "barriers", "refused", "wrong", "failed")
+Model = dict[str, Any]
+
+
+def milliseconds(value: float | None) -> str:
+    """A time as the tables show it."""
+    return "" if value is None else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def share(value: float | None) -> str:
+    """A share in percent."""
+    return "" if value is None else f"{100 * value:.0f} %"
+
+
+def error(value: float | None) -> str:
+    """A relative error."""
+    return "" if value is None else f"{value:.0e}"
+
+
+def summary(models: list[Model]) -> dict[str, Any]:
+    """How many models ended how, and over how many the operations that are barriers or refused are spread."""
+    counts = Counter(model["status"] for model in models)
+    barriers: Counter[str] = Counter()
+    for model in models:
+        if model["status"] == "barriers":
+            barriers.update(model["barrier_ops"].keys())
+    failures = {m["name"]: m["reason"] for m in models if m["status"] in ("refused", "wrong", "failed")}
+    good = counts["exact"] + counts["barriers"]
+    return {
+        "models": len(models),
+        **{status: counts[status] for status in STATUSES},
+        "share_exact_or_barriers": round(good / len(models), 4) if models else 0.0,
+        "largest_error": max((m["max_rel_error"] for m in models if m["max_rel_error"] is not None), default=None),
+        "barriers_in_models_by_op": dict(barriers.most_common()),
+        "barriers_not_confirmed": [
+            m["name"] for m in models if m["status"] == "barriers" and m["far_pixels_matter"] is False
+        ],
+        "failures": failures,
+    }
+
+
+COLUMNS = ("model", "status", "nodes", "barriers", "error", "GMACs", "share", "patch", "full", "crop-pad", "native")
+
+
+def cells(model: Model) -> list[str]:
+    """One line of the table."""
+    gmacs = model["full_gmacs"]
+    return [
+        model["name"],
+        model["status"],
+        "" if model["nodes"] is None else str(model["nodes"]),
+        "" if model["barriers"] is None else str(model["barriers"]),
+        error(model["max_rel_error"]),
+        "" if gmacs is None else f"{gmacs:.1f}" if gmacs >= 1 else f"{gmacs:.2f}",
+        share(model["mac_share"]),
+        share(model["mac_share_patch"]),
+        milliseconds(model["full_ms"]),
+        milliseconds(model["crop_pad_ms"]),
+        milliseconds(model["native_ms"]),
+    ]
+
+
+def table(report: dict[str, Any]) -> Table:
+    """For the terminal."""
+    shown = Table(title=f"{report['device']}, {report['threads']} threads, commit {report['commit']}")
+    for name in COLUMNS:
+        shown.add_column(name, justify="left" if name in ("model", "status") else "right", no_wrap=True)
+    for model in report["models"]:
+        shown.add_row(*cells(model))
+    return shown
+
+
+def page(report: dict[str, Any]) -> str:
+    """The page ``docs/zoo.md``."""
+    models, counts = report["models"], summary(report["models"])
+    height, width = report["settings"]["size"]
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    paragraphs = (
+        "# The model zoo",
+        "Made by `python -m bench.zoo --json bench/results/zoo.json --page docs/zoo.md`; do not edit by hand. The list "
+        "is `bench/zoo/models.py`, chosen before it was run.",
+        f"{report['device']}, {report['threads']} threads, float32, PyTorch {report['torch']}, {versions}, commit "
+        f"`{report['commit']}`; image {width}x{height} unless a model takes one size only. Random weights and "
+        "statistics; outputs are feature maps of all strides, or the dense outputs of a detector or segmenter.",
+        f"**{counts['models']} models: {counts['exact']} exact without barriers, {counts['barriers']} exact with "
+        f"barriers reported, {counts['refused']} refused, {counts['wrong']} wrong, {counts['failed']} failed.** "
+        f"Largest error {error(counts['largest_error'])} of the largest value.",
+        "Each model is asked for a corner cell, an edge cell, the centre cell and a patch of its deepest map, the "
+        "centre of every other map, an odd patch at the lower edge of its largest map, and all maps at once. *Error* "
+        "is the largest `max|traced - full| / max|full|` over all of them and both backends. *Share* is the share of "
+        "the full network's multiply-adds that the centre cell of the deepest map needs, *patch* the same for a patch "
+        "of about a seventh of that map, *shallow* for the centre cell of the map of the largest stride up to 8.",
+        "Times are medians in ms of interleaved runs at the centre cell of the deepest map: *full* in eager PyTorch, "
+        "in the memory format that is faster for it; *crop-pad* and *native* through the tracer, the latter with "
+        "PyTorch between kernels where there is none. Deep maps of a small image see nearly all of it: what is saved "
+        "there is little.",
+    )
+    lines = [line for paragraph in paragraphs for line in (*textwrap.wrap(paragraph, 118), "")]
+    header = ("model", "family", "status", "nodes", "barriers", "error", "GMACs", "share", "patch", "shallow", "full",
+              "crop-pad", "native")  # fmt: skip
+    lines.append("| " + " | ".join(header) + " |")
+    lines.append("| --- | --- | --- |" + " ---: |" * (len(header) - 3))
+    for model in models:
+        name, status, nodes, barriers, _, gmacs, centre, patch, *times = cells(model)
+        both = [e for e in (model["max_rel_error"], model["native_max_rel_error"]) if e is not None]
+        worst = error(max(both)) if both else ""
+        row = (
+            name,
+            model["family"],
+            status,
+            nodes,
+            barriers,
+            worst,
+            gmacs,
+            centre,
+            patch,
+            share(_shallow(model)),
+            *times,
+        )
+        lines.append("| " + " | ".join(row) + " |")
+    lines += ["", "## Barriers by operation", "", "| operation | models |", "| --- | ---: |"]
+    lines += [f"| {what} | {count} |" for what, count in counts["barriers_in_models_by_op"].items()]
+    if counts["barriers_not_confirmed"]:
+        lines += [
+            "",
+            "The far corner of the image does not change the requested cell, so a finer rule could save more: "
+            + ", ".join(counts["barriers_not_confirmed"])
+            + ".",
+        ]
+    lines += ["", "## Failures", ""]
+    lines += [f"- `{name}`: {reason}" for name, reason in counts["failures"].items()] or ["None."]
+    return "\n".join(lines) + "\n"
+
+
+def _shallow(model: Model) -> float | None:
+    """Share of the map of the largest stride up to 8."""
+    shares = model["mac_share_by_output"] or {}
+    rows = model["size"][0]
+    strides = {name: rows / shape[-2] for name, shape in (model["outputs"] or {}).items() if len(shape) == 4}
+    near = [name for name in shares if 1 <= strides.get(name, 0) <= 8.5]
+    return shares[max(near, key=lambda name: (strides[name], shares[name]))] if near else None
