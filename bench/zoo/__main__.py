@@ -1,7 +1,7 @@
 """Any ConvNet: which of a list of models trace exactly, which report barriers, and what is gained.
 
     python -m bench.zoo --json out.json
-    python -m bench.zoo --json out.json --only resnet18 --only fcos
+    python -m bench.zoo --json out.json --only resnet18 --only fcos --again
     python -m bench.zoo --json bench/results/zoo.json --page docs/zoo.md
 
 Every model runs in a process of its own with limits of time and memory. The file is written after each; the same
@@ -35,7 +35,7 @@ def main() -> None:
         _one(_chosen([options.one])[0], settings, options.json)
         return
     try:
-        report = _run(_chosen(options.only)[: options.limit], settings, options.json)
+        report = _run(_chosen(options.only)[: options.limit], settings, options.json, options.again)
         if options.page is not None:
             save_text(page(report), options.page)
     except TraceNetError as error:
@@ -53,6 +53,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, required=True, help="file to write, or to go on with")
     parser.add_argument("--page", type=Path, help="also write the results as a page")
     parser.add_argument("--only", action="append", metavar="NAME", help="only this model; may be repeated")
+    parser.add_argument("--again", action="store_true", help="measure also what the file holds already")
     parser.add_argument("--limit", type=int, help="only the first models of the list")
     parser.add_argument("--size", type=_size, default=SIZE, help="image as WIDTHxHEIGHT, 320x256 by default")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each kind; 0 checks only")
@@ -80,7 +81,7 @@ def _chosen(names: list[str] | None) -> list[Entry]:
     return [by_name[name] for name in names]
 
 
-def _run(entries: list[Entry], settings: Settings, output: Path) -> dict[str, Any]:
+def _run(entries: list[Entry], settings: Settings, output: Path, again: bool) -> dict[str, Any]:
     import torch
 
     from bench.report import environment
@@ -104,7 +105,7 @@ def _run(entries: list[Entry], settings: Settings, output: Path) -> dict[str, An
             if row is not None:
                 bar.console.print(f"{row['name']:26} {row['status']:9} {row['seconds']:6.1f} s  {row['reason'][:90]}")
 
-        return sweep(entries, settings, output, about, own_command(settings), advance)
+        return sweep(entries, settings, output, about, own_command(settings), advance, again)
 
 
 def _one(entry: Entry, settings: Settings, target: Path) -> None:

@@ -28,6 +28,8 @@ TOLERANCE = 1e-4
 """Largest error of a request that counts as exact."""
 DOUBLE_TOLERANCE = 1e-8
 """The same in float64, for networks that amplify float32's rounding beyond :data:`TOLERANCE` by themselves."""
+NOTHING_LIKE = 1e9
+"""An error that JSON can hold, of what cannot be compared."""
 Request = dict[int | str, Window]
 
 
@@ -153,7 +155,7 @@ def _odd_patch(plane: tuple[int, int]) -> Window:
 
 
 def max_error(full: Mapping[str, Tensor], traced: Mapping[int | str, Tensor], plan: Plan) -> float:
-    """Largest relative error over a request's outputs; infinite where a value is not a number."""
+    """Largest relative error over a request's outputs; :data:`NOTHING_LIKE` where shapes differ or a value is NaN."""
     worst = 0.0
     for key, window in plan.request.items():
         node, whole = plan.graph.outputs[str(key)], full[str(key)]
@@ -166,9 +168,9 @@ def max_error(full: Mapping[str, Tensor], traced: Mapping[int | str, Tensor], pl
             whole = whole.narrow(node.layout.y, window.y0, window.height)
             whole = whole.narrow(node.layout.x, window.x0, window.width)
         if whole.shape != traced[key].shape:
-            return float("inf")
+            return NOTHING_LIKE
         error = float((whole.double() - traced[key].double()).abs().max() / full[str(key)].abs().max())
-        worst = max(worst, error if error == error else float("inf"))
+        worst = max(worst, min(error, NOTHING_LIKE) if error == error else NOTHING_LIKE)
     return worst
 
 

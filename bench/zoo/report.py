@@ -8,8 +8,16 @@ from typing import Any
 
 from rich.table import Table
 
+from bench.zoo.models import MODELS
+
 STATUSES = ("exact", "barriers", "refused", "wrong", "failed")
 Model = dict[str, Any]
+
+
+def in_order(models: list[Model]) -> list[Model]:
+    """Rows as in the list, whenever they were measured."""
+    position = {entry.name: i for i, entry in enumerate(MODELS)}
+    return sorted(models, key=lambda model: position.get(model["name"], len(position)))
 
 
 def milliseconds(value: float | None) -> str:
@@ -72,25 +80,25 @@ def cells(model: Model) -> list[str]:
 
 def table(report: dict[str, Any]) -> Table:
     """For the terminal."""
-    shown = Table(title=f"{report['device']}, {report['threads']} threads, commit {report['commit']}")
+    shown = Table(title=f"{report['device']}, {report['threads']} threads")
     for name in COLUMNS:
         shown.add_column(name, justify="left" if name in ("model", "status") else "right", no_wrap=True)
-    for model in report["models"]:
+    for model in in_order(report["models"]):
         shown.add_row(*cells(model))
     return shown
 
 
 def page(report: dict[str, Any]) -> str:
     """The page ``docs/zoo.md``."""
-    models, counts = report["models"], summary(report["models"])
+    models, counts = in_order(report["models"]), summary(report["models"])
     height, width = report["settings"]["size"]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     paragraphs = (
         "# The model zoo",
         "Made by `python -m bench.zoo --json bench/results/zoo.json --page docs/zoo.md`; do not edit by hand. The list "
         "is `bench/zoo/models.py`, chosen before it was run.",
-        f"{report['device']}, {report['threads']} threads, float32, PyTorch {report['torch']}, {versions}, commit "
-        f"`{report['commit']}`; image {width}x{height} unless a model takes one size only. Random weights and "
+        f"{report['device']}, {report['threads']} threads, float32, PyTorch {report['torch']}, {versions}, "
+        f"{_commits(models)}; image {width}x{height} unless a model takes one size only. Random weights and "
         "statistics; outputs are feature maps of all strides, or the dense outputs of a detector or segmenter.",
         f"**{counts['models']} models: {counts['exact']} exact without barriers, {counts['barriers']} exact with "
         f"barriers reported, {counts['refused']} refused, {counts['wrong']} wrong, {counts['failed']} failed.** "
@@ -140,6 +148,12 @@ def page(report: dict[str, Any]) -> str:
     lines += ["", "## Failures", ""]
     lines += [f"- `{name}`: {reason}" for name, reason in counts["failures"].items()] or ["None."]
     return "\n".join(lines) + "\n"
+
+
+def _commits(models: list[Model]) -> str:
+    counts = Counter(model["commit"] for model in models)
+    names = ", ".join(f"`{commit}` ({count})" if len(counts) > 1 else f"`{commit}`" for commit, count in counts.items())
+    return f"commit {names}" if len(counts) == 1 else f"commits {names}"
 
 
 def _shallow(model: Model) -> float | None:

@@ -46,13 +46,16 @@ def sweep(
     about: dict[str, Any],
     command: Callable[[Entry, Path], list[str]],
     progress: Callable[[dict[str, Any] | None], None] = lambda row: None,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Measure what ``output`` does not hold yet.
 
     Args:
-        about: device, commit and versions; a file is only continued by a run with the same.
+        about: device, commit and versions. A file is only continued by a run with the same device and versions; every
+            row holds the commit that it was measured at.
         command: what measures an entry and writes its row to the path.
         progress: called with each finished row, and with None for each that the file already held.
+        again: measure all of the entries, whether the file holds them or not.
 
     Returns:
         the whole report, as in the file.
@@ -63,13 +66,12 @@ def sweep(
     report = {**about, "settings": settings.plain(), "models": []}
     rows = {row["name"]: row for row in _held(output, report)}
     for entry in entries:
-        if entry.name in rows:
+        if entry.name in rows and not again:
             progress(None)
             continue
-        row = run_one(entry, settings, command)
+        row = {**run_one(entry, settings, command), "commit": about["commit"]}
         rows[entry.name] = row
-        order = [e.name for e in entries if e.name in rows] + [n for n in rows if n not in {e.name for e in entries}]
-        report["models"] = [rows[name] for name in order]
+        report["models"] = list(rows.values())
         save_json(report, output)
         progress(row)
     report["models"] = list(rows.values())
@@ -81,7 +83,7 @@ def _held(output: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     try:
         held = json.loads(output.read_text())
-        other = sorted(key for key in report if key != "models" and held[key] != report[key])
+        other = sorted(key for key in report if key not in ("models", "commit") and held[key] != report[key])
         rows: list[dict[str, Any]] = held["models"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{output} holds no results of this benchmark; delete it or choose another file") from error

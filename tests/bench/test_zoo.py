@@ -184,13 +184,21 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert [row is None for row in seen] == [True, False, False]
 
 
+def test_models_can_be_measured_again_at_another_commit(tmp_path: Path) -> None:
+    output = tmp_path / "out.json"
+    sweep(FAKE, Settings(), output, ABOUT, command(WRITES))
+    report = sweep(FAKE[1:2], Settings(), output, {**ABOUT, "commit": "def"}, command(WRITES), again=True)
+    assert [(m["name"], m["commit"]) for m in report["models"]] == [("a", "abc"), ("dies", "def"), ("c", "abc")]
+    assert "commits `abc` (2), `def` (1)" in page(report)
+
+
 def test_a_file_of_another_run_is_not_continued(tmp_path: Path) -> None:
     output = tmp_path / "out.json"
     sweep(FAKE[:1], Settings(), output, ABOUT, command(WRITES))
     with pytest.raises(InputError, match="another settings"):
         sweep(FAKE, Settings(repeats=1), output, ABOUT, command(WRITES))
-    with pytest.raises(InputError, match="another commit"):
-        sweep(FAKE, Settings(), output, {**ABOUT, "commit": "def"}, command(WRITES))
+    with pytest.raises(InputError, match="another versions"):
+        sweep(FAKE, Settings(), output, {**ABOUT, "versions": {}}, command(WRITES))
     output.write_text("[1]")
     with pytest.raises(InputError, match="no results"):
         sweep(FAKE, Settings(), output, ABOUT, command(WRITES))
