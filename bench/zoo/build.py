@@ -122,9 +122,19 @@ def randomise(model: nn.Module, size: tuple[int, int]) -> None:
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
         hooks = [norm.register_forward_pre_hook(_measure_statistics) for norm in norms]
         if hooks:
-            model(torch.randn(2, 3, *size))  # two images, since a pooled plane has one cell
+            model(images(2, size))  # two, since a pooled plane has one cell
         for hook in hooks:
             hook.remove()
+
+
+def images(count: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
+    """Noise of all scales, as in photos: of pixels alone, nothing but its mean would arrive in deep layers."""
+    total = torch.zeros(count, 3, *size)
+    for scale in (1, 4, 16, 64):
+        coarse = [-(-length // scale) for length in size]
+        noise = torch.randn(count, 3, *coarse, generator=generator)
+        total += nn.functional.interpolate(noise, size=size, mode="bilinear", align_corners=False)
+    return total / 2
 
 
 def _measure_statistics(norm: nn.Module, given: tuple[Tensor, ...]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import tracenet
+from bench.zoo.build import images
 from tracenet import Window
 from tracenet.graph.graph import CONSTANT, INPUT, Graph
 from tracenet.rft.trace import Plan
@@ -80,7 +81,7 @@ class Row:
 def measure(row: Row, model: nn.Module, size: tuple[int, int], repeats: int) -> None:
     """Fill in a row; ``repeats`` timed runs of each kind, none with 0."""
     generator = torch.Generator().manual_seed(1)
-    image = torch.randn(1, 3, *size, generator=generator)
+    image = images(1, size, generator)
     with torch.inference_mode():
         full = outputs_of(model(image))
     if any(not bool(torch.isfinite(value).all()) or float(value.abs().max()) == 0 for value in full.values()):

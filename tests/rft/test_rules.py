@@ -274,6 +274,12 @@ INDEXING = [
     function("expand", lambda x: x[:, :1].expand(-1, 4, -1, -1), *P),
     function("expand-column", lambda x: x.mean(3, keepdim=True).expand(-1, -1, -1, 5), *P, barriers=1),
     function("expand-as", lambda x: x[:, :1].expand_as(x), *P, tight=False),
+    function(
+        "expand-channels",
+        lambda x: x * x.mean((2, 3)).sigmoid().view(2, -1, 1, 1).expand(-1, -1, *x.shape[-2:]),
+        *P,
+        barriers=1,
+    ),
     function("broadcast-to", lambda x: torch.broadcast_to(x, (3, 2, 3, 9, 11)), *P),
     function("pixel-shuffle", lambda x: F.pixel_shuffle(x, 2), 2, 8, 3, 5),
     function("pixel-unshuffle", lambda x: F.pixel_unshuffle(x, 3), 2, 2, 9, 6),

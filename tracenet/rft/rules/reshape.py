@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tracenet.graph.graph import Layout, Node
 from tracenet.rft.rules.pointwise import Pointwise
-from tracenet.rft.rules.registry import Demand, Reader, Rule, call, register_rule, whole
+from tracenet.rft.rules.registry import Demand, Reader, Rule, call, image_layout, register_rule, whole
 from tracenet_kernels.window import Window
 
 
@@ -103,17 +103,26 @@ class Squeeze(Relabel):
 
 @register_rule("aten.expand", "aten.broadcast_to", "aten.expand_as")
 class Expand(Pointwise):
-    """Broadcast to a larger shape; a broadcast row or column is read whole, and of a pattern only the shape counts."""
+    """Broadcast to a larger shape; a broadcast row or column is read whole, and of a pattern only the shape counts.
+
+    One value per channel, without a plane, gets one where it is repeated over the last two axes of an image.
+    """
 
     def layout(self, node: Node) -> Layout | None:
         source = node.args[0].layout
         if source is None:
-            return None
+            return self._made(node)
         shift = node.ndim - node.args[0].ndim
         if source.merged:
             return source.moved(source.y + shift, source.x + shift)
         y, x = source.y + shift, source.x + shift
         return Layout(y, x, node.shape[y], node.shape[x])
+
+    @staticmethod
+    def _made(node: Node) -> Layout | None:
+        x = node.args[0]
+        repeats = node.ndim == x.ndim == 4 and x.shape[-2:] == (1, 1) and node.shape[-2:] != (1, 1)
+        return image_layout(node.shape) if repeats else None
 
     def demands(self, node: Node, window: Window) -> Iterable[Demand]:
         x = node.args[0]
