@@ -30,7 +30,9 @@ from tracenet_kernels.errors import InputError, TraceNetError
 def main() -> None:
     """Parse arguments, measure, print, write."""
     options = _parse()
-    settings = Settings(options.size, options.repeats, options.threads, options.seconds, options.gigabytes)
+    settings = Settings(
+        options.size, options.repeats, options.threads, options.seconds, options.gigabytes, options.jobs
+    )
     if options.one is not None:
         _one(_chosen([options.one])[0], settings, options.json)
         return
@@ -60,6 +62,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=180.0, help="limit of time for one model")
     parser.add_argument("--gigabytes", type=float, default=8.0, help="limit of address space for one model")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time; more than one disturbs the times")
     parser.add_argument("--one", metavar="NAME", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -41,6 +41,8 @@ class Row:
     ``rounding`` (how far the full network in float32 is from itself in float64) and ``max_rel_error_double`` are only
     measured where an error is above the tolerance.
 
+    ``load`` is the machine's load average when the model was done: above the number of cores, times are disturbed.
+
     ``status``: ``exact``; ``barriers`` (exact too, but some node reads whole planes: ``reason`` says which);
     ``refused`` (a typed error of this library); ``wrong`` (an error above the tolerance); ``failed`` (the model could
     not be built or run by PyTorch itself, the process died or ran out of time).
@@ -70,6 +72,7 @@ class Row:
     crop_pad_ms: float | None = None
     native_ms: float | None = None
     seconds: float = 0.0
+    load: float = 0.0
     status: str = "failed"
     reason: str = ""
 

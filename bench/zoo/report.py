@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import textwrap
 from collections import Counter
 from typing import Any
@@ -111,7 +112,7 @@ def page(report: dict[str, Any]) -> str:
         "Times are medians in ms of interleaved runs at the centre cell of the deepest map: *full* in eager PyTorch, "
         "in the memory format that is faster for it; *crop-pad* and *native* through the tracer, the latter with "
         "PyTorch between kernels where there is none. Deep maps of a small image see nearly all of it: what is saved "
-        "there is little.",
+        f"there is little. {_load(report)}",
     )
     lines = [line for paragraph in paragraphs for line in (*textwrap.wrap(paragraph, 118), "")]
     header = ("model", "family", "status", "nodes", "barriers", "error", "GMACs", "share", "patch", "shallow", "full",
@@ -148,6 +149,16 @@ def page(report: dict[str, Any]) -> str:
     lines += ["", "## Failures", ""]
     lines += [f"- `{name}`: {reason}" for name, reason in counts["failures"].items()] or ["None."]
     return "\n".join(lines) + "\n"
+
+
+def _load(report: dict[str, Any]) -> str:
+    """How much else the machine did."""
+    loads = [model["load"] for model in report["models"]]
+    jobs = report["settings"]["jobs"]
+    return (
+        f"{jobs} {'model was' if jobs == 1 else 'models were'} measured at a time; the median load average was "
+        f"{statistics.median(loads or [0]):.1f}. Above the number of cores, compare times of one line only."
+    )
 
 
 def _commits(models: list[Model]) -> str:

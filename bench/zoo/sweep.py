@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Settings:
     threads: int = 2
     seconds: float = 180.0
     gigabytes: float = 8.0
+    jobs: int = 1
+    """Models measured at a time; with several, times disturb each other."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON gives it back."""
@@ -65,15 +68,21 @@ def sweep(
     """
     report = {**about, "settings": settings.plain(), "models": []}
     rows = {row["name"]: row for row in _held(output, report)}
-    for entry in entries:
-        if entry.name in rows and not again:
-            progress(None)
-            continue
-        row = {**run_one(entry, settings, command), "commit": about["commit"]}
-        rows[entry.name] = row
-        report["models"] = list(rows.values())
-        save_json(report, output)
-        progress(row)
+    todo = [entry for entry in entries if again or entry.name not in rows]
+    for _ in range(len(entries) - len(todo)):
+        progress(None)
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        running = [pool.submit(run_one, entry, settings, command) for entry in todo]
+        try:
+            for finished in as_completed(running):
+                row = {**finished.result(), "commit": about["commit"]}
+                rows[row["name"]] = row
+                report["models"] = list(rows.values())
+                save_json(report, output)
+                progress(row)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     report["models"] = list(rows.values())
     return report
 
@@ -125,6 +134,7 @@ def run_one(entry: Entry, settings: Settings, command: Callable[[Entry, Path], l
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             row = Row(entry.name, reason=f"the process ended without a result ({ended}): {lines[-1][:300]}").plain()
     row.update(family=entry.family, source=entry.source, seconds=round(time.monotonic() - start, 1))
+    row["load"] = round(os.getloadavg()[0], 1)
     row["size"] = list(entry.fixed or settings.size)
     return row
 

@@ -95,6 +95,37 @@ CONVOLUTIONS = [
     layer("conv-big-padding-stride", lambda: nn.Conv2d(3, 2, 2, 3, 5, 2), 1, 3, 4, 5),
     layer("conv-padding-reflect", lambda: nn.Conv2d(3, 2, 3, padding=1, padding_mode="reflect"), *P, tight=False),
     layer("conv-padding-circular", lambda: nn.Conv2d(3, 2, 3, padding=2, padding_mode="circular"), *P, tight=False),
+    layer("conv-3d", lambda: nn.Conv3d(2, 3, (3, 3, 5), (2, 1, 2), (1, 1, 2)), 1, 2, 4, 9, 11),
+    layer("conv-3d-dilated-grouped", lambda: nn.Conv3d(4, 4, (1, 3, 3), 1, (0, 2, 1), (1, 2, 1), 2), 1, 4, 2, 9, 11),
+    layer("conv-3d-unbatched", lambda: nn.Conv3d(2, 3, (3, 3, 1), 1, (1, 1, 0)), 2, 4, 9, 11, tight=False),
+    function(
+        "conv-3d-channels-last",
+        lambda x: F.conv3d(
+            x.permute(0, 2, 3, 1)[:, None], torch.linspace(-1, 1, 18).double().view(2, 1, 3, 3, 1), padding=(1, 1, 0)
+        ),
+        *P,
+    ),
+    function(
+        "conv-1d-rows",
+        lambda x: F.conv1d(x[:, 0], torch.linspace(-1, 1, 81).double().view(3, 9, 3)),
+        *P,
+        barriers=1,
+        tight=False,
+    ),
+    function(
+        "conv-1d-tokens",
+        lambda x: F.conv1d(x.flatten(2), torch.ones(3, 3, 3).double(), padding=1),
+        *P,
+        barriers=1,
+        tight=False,
+    ),
+    function(
+        "pool-1d-tokens",
+        lambda x: x + F.avg_pool1d(x.flatten(2), 9).mean(2)[..., None, None],
+        *P,
+        barriers=1,
+        tight=False,
+    ),
     layer("conv-unbatched", lambda: nn.Conv2d(3, 2, 3, 2, 1), 3, 9, 11),
     function(
         "conv-overload",
@@ -797,7 +828,7 @@ def _window(draw: st.DrawFn, height: int, width: int) -> Window:
         (lambda x: x.index_select(1, x.flatten().argsort()[:1]), "computed from data"),
         (lambda x: torch.rot90(x, 1, (2, 3)), "register_rule"),
         (lambda x: F.batch_norm(x, None, None, training=True), "batch statistics"),
-        (lambda x: F.conv1d(x[0], torch.ones(1, 6, 3).double()), "aten.conv1d"),
+        (lambda x: F.avg_pool3d(x, 2), "aten.avg_pool3d"),
         (lambda x: F.interpolate((x * 255).to(torch.uint8), size=(4, 4), mode="bilinear"), "floating type"),
     ],
 )

@@ -81,6 +81,13 @@ class Attention(Barrier):
         return 2 * math.prod(query.shape) * key.shape[-2]
 
 
+@register_rule("aten.avg_pool1d", "aten.max_pool1d", "aten.adaptive_avg_pool1d")
+class TokenPool(Barrier):
+    """Poolings of tokens, which are rows and columns in one axis."""
+
+    reason = "pools rows and columns as one axis"
+
+
 @register_rule(
     *(
         f"aten.{name}"

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tracenet.graph.graph import Layout, Node
-from tracenet.rft.rules.registry import Demand, Reader, Rule, image_demand, image_layout, register_rule, whole
+from tracenet.rft.rules.pointwise import crop_output
+from tracenet.rft.rules.registry import Demand, Reader, Rule, call, image_demand, image_layout, register_rule, whole
 from tracenet_kernels.errors import UnsupportedOpError
 from tracenet_kernels.window import Window
 
@@ -169,3 +170,88 @@ def _transposed_pairs(a: int, b: int, spec: ConvSpec, axis: int) -> int:
     start, stop = transposed_demand(a, b, k, s, p, d, spec.x.shape[axis - 2])
     landing = torch.arange(start, stop).view(-1, 1) * s - p + torch.arange(k).view(1, -1) * d
     return int(((landing >= a) & (landing < b)).sum())
+
+
+@register_rule("aten.conv1d", "aten.conv3d")
+class OtherConvolution(Rule):
+    """One- and three-dimensional convolutions.
+
+    Along rows and columns that it slides over a window is enough; where it mixes them as channels, or slides over both
+    flattened into one axis, it reads the whole plane.
+    """
+
+    def _spatial(self, node: Node) -> range:
+        """The axes that the kernel slides over."""
+        return range(node.ndim - (node.args[1].ndim - 2), node.ndim)
+
+    def _windowed(self, node: Node) -> bool:
+        source = node.args[0].layout
+        batch = self._spatial(node).start - 2
+        sizes = not isinstance(node.arg(4, "padding", 0), str)
+        return (
+            source is not None
+            and not source.merged
+            and sizes
+            and all(axis in self._spatial(node) or 0 <= axis == batch for axis in source.axes)
+        )
+
+    def _sizes(self, node: Node, position: int, name: str, default: int) -> list[int]:
+        value = node.arg(position, name, default)
+        values = list(value) if isinstance(value, Sequence) else [value]
+        count = len(self._spatial(node))
+        return [int(v) for v in (values * count if len(values) == 1 else values)]
+
+    def layout(self, node: Node) -> Layout | None:
+        source = node.args[0].layout
+        if source is None:
+            return None
+        if self._windowed(node):
+            return Layout(source.y, source.x, node.shape[source.y], node.shape[source.x])
+        return source if node.shape == node.args[0].shape else None
+
+    def barrier(self, node: Node) -> str | None:
+        x = node.args[0]
+        return None if x.layout is None or self._windowed(node) else "convolves rows and columns as one axis"
+
+    def _demand(self, node: Node, window: Window) -> Demand:
+        x = node.args[0]
+        stride, padding = self._sizes(node, 3, "stride", 1), self._sizes(node, 4, "padding", 0)
+        dilation, first = self._sizes(node, 5, "dilation", 1), self._spatial(node).start
+        ranges: list[int] = []
+        for axis, a, b in ((x.layout.y, window.y0, window.y1), (x.layout.x, window.x0, window.x1)):
+            i = axis - first
+            if i < 0:
+                ranges += (a, b)
+            else:
+                ranges += sliding_demand(a, b, node.args[1].shape[2 + i], stride[i], padding[i], dilation[i])
+        return Demand(x, Window(*ranges), x.layout.axes)
+
+    def demands(self, node: Node, window: Window) -> Iterable[Demand]:
+        x, *others = node.operands
+        yield self._demand(node, window) if self._windowed(node) else whole(x)
+        yield from (whole(other) for other in others if not other.is_constant)
+
+    def run(self, node: Node, window: Window, read: Reader) -> Tensor:
+        x, weight, bias = node.args[0], read.whole(node.args[1]), node.arg(2, "bias")
+        if not self._windowed(node):
+            return crop_output(node, call(node, {}, read), window)
+        first, padding = self._spatial(node).start, self._sizes(node, 4, "padding", 0)
+        for axis in x.layout.axes:
+            if axis >= first:
+                padding[axis - first] = 0  # it comes with the crop
+        convolve = F.conv1d if node.op == "aten.conv1d" else F.conv3d
+        return convolve(
+            read(self._demand(node, window), fill=0.0),
+            weight,
+            None if bias is None else read.whole(bias),
+            self._sizes(node, 3, "stride", 1),
+            padding,
+            self._sizes(node, 5, "dilation", 1),
+            int(node.arg(6, "groups", 1)),
+        )
+
+    def macs(self, node: Node, window: Window) -> int:
+        cells = math.prod(node.shape)
+        if node.layout is not None and self._windowed(node):
+            cells = cells // node.full_window.area * window.area
+        return cells * math.prod(node.args[1].shape[1:])
