@@ -314,6 +314,35 @@ def test_trace_refuses(run: Run, options: list[str], message: str) -> None:
     check_refused(run("trace", *rest, *options), message)
 
 
+def test_export_onnx(run: Run, files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "click.onnx"
+    options = ["--size", "64x64", "--click", "30,20", "--levels", "3-4", "--mask-cells", "4", "--out", str(out)]
+    ran = run("export-onnx", files / "tiny.safetensors", *options, "--check", "--json")
+    assert (ran.err, ran.code) == ("", 0)
+    result = json.loads(ran.out)
+    assert result["bytes"] == out.stat().st_size
+    assert result["outputs"]["mask"] == [1, 1, 4, 4]
+    assert result["outputs"]["theta4"] == [1, 169, 1, 1]
+    assert list(result["inputs"]) == ["image", "theta", "origin", "size_of_interest"]
+    assert result["max_error"] < 1e-4
+    assert 0 < result["macs"] <= result["full_macs"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "60x64"], "multiples of 32"),
+        (["--click", "99,9"], "outside the image"),
+        (["--inputs", "part"], "choose one of"),
+        (["--out", "none/click.onnx"], "does not exist"),
+    ],
+)
+def test_export_onnx_refuses(run: Run, files: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    usual = ["--size", "64x64", "--click", "30,20", "--out", str(tmp_path / "click.onnx")]
+    check_refused(run("export-onnx", files / "tiny.safetensors", *usual, *options), message)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_costs(run: Run) -> None:
     ran = run("costs", "--size", "640x480", "--json")
     assert ran.code == 0

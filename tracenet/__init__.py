@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tracenet.global_context import GlobalVectors
     from tracenet.inference import PredictorSettings
     from tracenet.models import create_model, list_models
+    from tracenet.onnx_export import export_onnx
     from tracenet.predictor import Predictor
     from tracenet.rft import Demand, Plan, Rule, register_rule
     from tracenet.traced import TracedModel, trace
@@ -30,6 +31,7 @@ __all__ = [
     "TracedModel",
     "Window",
     "create_model",
+    "export_onnx",
     "list_models",
     "register_rule",
     "trace",
@@ -39,6 +41,7 @@ _HOMES = {
     "tracenet.global_context": ("GlobalVectors",),
     "tracenet.inference": ("PredictorSettings",),
     "tracenet.models": ("create_model", "list_models"),
+    "tracenet.onnx_export": ("export_onnx",),
     "tracenet.predictor": ("Predictor",),
     "tracenet.rft": ("Demand", "Plan", "Rule", "register_rule"),
     "tracenet.traced": ("TracedModel", "trace"),

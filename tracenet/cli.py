@@ -1,4 +1,4 @@
-"""The command line: ``tracenet segment``, ``trace``, ``evaluate``, ``teach``, ``tune``, ``costs``."""
+"""The command line: ``tracenet segment``, ``trace``, ``export-onnx``, ``evaluate``, ``teach``, ``tune``, ``costs``."""
 
 from __future__ import annotations
 
@@ -184,6 +184,43 @@ def trace(
         print(json.dumps(summary(plan)))
     else:
         print(plan.table())
+
+
+@app.command("export-onnx")
+def export_onnx(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="Checkpoint file (default: the bundled one).", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")] = Path("click.onnx"),
+    size: Annotated[str, typer.Option(help="Image size, multiples of 32.", metavar="WxH")] = "1024x768",
+    click: Click = "512,384",
+    levels: Levels = "3-7",
+    mask_cells: Annotated[
+        str, typer.Option(help="Square of N x N P3 cells around the click asked of the mask, or all, or none.")
+    ] = "32",
+    inputs: Annotated[
+        str, typer.Option(help="window: the model takes the part of the image it reads; whole: it cuts it out.")
+    ] = "window",
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with the full network and measure both in ONNX Runtime first.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write what one click needs as an ONNX model."""
+    plane, at = parse_size(size), parse_click(click)
+    level_range, cells = parse_levels(levels), parse_mask_cells(mask_cells)
+
+    from tracenet.click_onnx import export_click
+
+    result = export_click(checkpoint, plane, at, out, levels=level_range, mask_cells=cells, inputs=inputs, check=check)
+    if as_json:
+        print(json.dumps(result))
+        return
+    line = f"{result['output']}: {result['nodes']} nodes, {result['bytes'] / 1e6:.0f} MB, "
+    line += f"{result['macs'] / 1e9:.1f} of {result['full_macs'] / 1e9:.1f} GMACs"
+    if check:
+        line += f", {result['traced_ms']:.0f} of {result['full_ms']:.0f} ms, max error {result['max_error']:.1e}"
+    print(line)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -335,17 +336,19 @@ def _check_patch(node: Node, patch: Patch, plan: Plan) -> None:
         )
 
 
-def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, fold_bn: bool = True) -> TracedModel:
+def trace(model: Any, example_inputs: Any = None, *, fold_bn: bool = True) -> TracedModel:
     """Capture ``model`` once, at the size of ``example_inputs``.
 
     Args:
-        model: any network in evaluation mode that ``torch.export`` can follow.
-        example_inputs: a tensor or a tuple of tensors; the last two axes of each are its plane.
+        model: a network in evaluation mode that ``torch.export`` can follow, or an ONNX model: its path or a
+            ``ModelProto``.
+        example_inputs: a tensor or a tuple of tensors; the last two axes of each are its plane. For an ONNX model also
+            a mapping from input names to tensors or shapes, or None if it leaves no size open.
         fold_bn: fold BatchNorm into the convolution before it (values change by rounding only).
 
     Raises:
-        InputError: training mode, or inputs that are not tensors.
-        CaptureError: the export failed; the message says what to do.
+        InputError: training mode, inputs that are not tensors or do not fit, or the package onnx is missing.
+        CaptureError: the capture failed; the message says what to do.
 
     Example::
 
@@ -353,11 +356,12 @@ def trace(model: nn.Module, example_inputs: Tensor | tuple[Any, ...], *, fold_bn
         plan = traced.plan({0: tracenet.Window(10, 20, 10, 20)})
         out = traced.run(image, plan)[0]
     """
-    graph = capture(model, example_inputs)
+    graph = _captured(model, example_inputs)
     if fold_bn:
         fold_batch_norm(graph)
     traced = TracedModel(graph)
-    traced._capture_at = _recapture(model, graph, fold_bn)
+    if isinstance(model, nn.Module):
+        traced._capture_at = _recapture(model, graph, fold_bn)
     return traced
 
 
@@ -381,3 +385,11 @@ def _recapture(model: nn.Module, graph: Graph, fold_bn: bool) -> Callable[[int, 
         return trace(same, examples, fold_bn=fold_bn)
 
     return at
+
+
+def _captured(model: Any, example_inputs: Any) -> Graph:
+    if isinstance(model, (str, os.PathLike)) or hasattr(model, "opset_import"):
+        from tracenet.graph.onnx import capture_onnx
+
+        return capture_onnx(model, example_inputs)
+    return capture(model, example_inputs)

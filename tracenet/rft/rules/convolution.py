@@ -147,8 +147,9 @@ class Convolution(Rule):
             left = source.x0 * spec.stride[1] - spec.padding[1][0]
             covered = Window(top, top + part.shape[-2], left, left + part.shape[-1]).intersect(window)
             if not covered.is_empty:
-                to, of = covered.shift(-window.y0, -window.x0).slices, covered.shift(-top, -left).slices
-                out[..., to[0], to[1]] = part[..., of[0], of[1]]
+                rows, columns = covered.shift(-top, -left).slices
+                sides = (covered.x0 - window.x0, window.x1 - covered.x1, covered.y0 - window.y0, window.y1 - covered.y1)
+                out = F.pad(part[..., rows, columns], sides)
         return out if bias is None else out + bias.view(-1, 1, 1)
 
     def macs(self, node: Node, window: Window) -> int:

@@ -94,10 +94,10 @@ def _take(x: Tensor, axis: int, index: np.ndarray, origin: int, fill: float) -> 
         shape = list(x.shape)
         shape[axis] = len(index)
         return x.new_full(shape, fill)
-    padding = torch.from_numpy(index == FILL).to(x.device)
     local = torch.from_numpy(np.where(index == FILL, 0, index - origin)).to(x.device)
     out = x.index_select(axis, local)
-    if bool(padding.any()):
+    if (index == FILL).any():
+        padding = torch.from_numpy(index == FILL).to(x.device)
         shape = [1] * x.ndim
         shape[axis] = len(index)
         out = out.masked_fill(padding.view(shape), fill)
@@ -240,6 +240,14 @@ class RepeatInterleave(IndexMap):
         return x if axis in axes else x.repeat_interleave(node.args[1], axis)
 
 
+def _values(node: Node, index: Node) -> np.ndarray:
+    """A constant index; read once, so that a node can run where tensors have no values to look at."""
+    if "values" not in node.cache:
+        assert index.value is not None
+        node.cache["values"] = index.value.cpu().numpy()
+    return node.cache["values"]
+
+
 @register_rule("aten.index_select")
 class IndexSelect(IndexMap):
     """Gather with a constant index along one axis."""
@@ -247,7 +255,7 @@ class IndexSelect(IndexMap):
     def _parts(self, node: Node) -> tuple[int, np.ndarray]:
         if not node.args[2].is_constant:
             raise UnsupportedOpError(f"node {node.name!r} selects by an index computed from data")
-        return int(node.args[1]) % node.ndim, node.args[2].value.cpu().numpy()
+        return int(node.args[1]) % node.ndim, _values(node, node.args[2])
 
     def index(self, node: Node, axis: int, length: int) -> np.ndarray:
         selected, index = self._parts(node)
@@ -268,7 +276,7 @@ class Index(IndexSelect):
 
     def _parts(self, node: Node) -> tuple[int, np.ndarray]:
         axis = next(axis for axis, index in enumerate(node.args[1]) if index is not None)
-        index = node.args[1][axis].value.cpu().numpy()
+        index = _values(node, node.args[1][axis])
         return axis, np.where(index < 0, index + node.args[0].shape[axis], index)
 
     def layout(self, node: Node) -> Layout | None:
