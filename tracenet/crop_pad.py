@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +135,7 @@ def _pad(crop: Tensor, axes: tuple[int | None, int | None], window: Window, clip
 
 def run_plan(
     plan: Plan, inputs: Sequence[Tensor | Patch], store: Store | None = None, keep: Iterable[str] = ()
-) -> tuple[dict[int | str, Tensor], dict[str, list[Patch]]]:
+) -> tuple[dict[int | str, Any], dict[str, list[Patch]]]:
     """Execute a plan.
 
     Args:
@@ -144,7 +145,8 @@ def run_plan(
         keep: names of nodes whose values are to be returned beside the outputs.
 
     Returns:
-        the outputs keyed like the request and cropped to it, and what was computed of each of the ``keep`` nodes.
+        the outputs keyed like the request and cropped to it (a list where it asks with a list of windows), and what was
+        computed of each of the ``keep`` nodes.
 
     Raises:
         ExecutionError: a node failed; the message names it and what it was computing.
@@ -173,12 +175,23 @@ def run_plan(
                 uses[read.producer] -= 1
                 if uses[read.producer] == 0:
                     values.patches.pop(read.producer, None)
-    outputs: dict[int | str, Tensor] = {}
-    for key, window in plan.request.items():
+    outputs: dict[int | str, Any] = {}
+    for key, windows in plan.asked.items():
         node = resolve_output(plan.graph, key)
-        axes = node.layout.axes if node.layout is not None else (None, None)
-        outputs[key] = values(Demand(node, window, axes)) if node.value is None else node.value
+        outputs[key] = as_asked(plan, key, [read_output(node, window, values) for window in windows])
     return outputs, kept
+
+
+def read_output(node: Node, window: Window, values: Values) -> Tensor:
+    """A window of an output, or of a node that stands for one."""
+    if node.value is not None:
+        return node.value
+    return values(Demand(node, window, node.layout.axes if node.layout is not None else (None, None)))
+
+
+def as_asked(plan: Plan, key: int | str, tensors: list[Tensor]) -> Any:
+    """What a request gets for one key: a list of tensors if it asked with a list, else the one."""
+    return tensors if isinstance(plan.request[key], list) else tensors[0]
 
 
 def _uses(plan: Plan) -> Counter[Node]:

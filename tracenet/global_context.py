@@ -90,8 +90,12 @@ class ApproximationError:
     relative: float
 
 
-def difference(approximate: Tensor, exact: Tensor) -> ApproximationError:
-    """Largest difference between two tensors, absolute and relative to the exact one's largest value."""
+def difference(approximate: Tensor | list[Tensor], exact: Tensor | list[Tensor]) -> ApproximationError:
+    """Largest difference, absolute and relative to the largest exact value; of a list the worst tensor counts."""
+    if isinstance(exact, list):
+        errors = [difference(a, b) for a, b in zip(approximate, exact, strict=True)]
+        return ApproximationError(max(e.max for e in errors), max(e.relative for e in errors))
+    assert isinstance(approximate, Tensor)
     if not exact.numel():
         return ApproximationError(0.0, 0.0)
     error = float((approximate.double() - exact.double()).abs().max())

@@ -26,10 +26,9 @@ from tracenet.global_context import (
 from tracenet.graph import Graph, Node, capture, fold_batch_norm
 from tracenet.rft.context import EXACT, global_vectors
 from tracenet.rft.layouts import infer_layouts
-from tracenet.rft.trace import Kept, Plan, plan_windows
+from tracenet.rft.trace import MAX_PIECES, MIN_SAVING, Asked, Kept, Plan, plan_windows
 from tracenet_kernels.backends import AUTO, BACKENDS, choose
 from tracenet_kernels.errors import BackendError, InputError, RequestError, ScheduleError
-from tracenet_kernels.window import Window
 
 if TYPE_CHECKING:
     from tracenet.engine.execute import NativeExecutor
@@ -63,16 +62,19 @@ class TracedModel:
 
     def plan(
         self,
-        request: Mapping[int | str, Window | Sequence[int] | None],
+        request: Mapping[int | str, Asked],
         kept: Kept | None = None,
         *,
         global_context: str = EXACT,
         vectors: GlobalVectors | Mapping[str, Tensor] | None = None,
+        max_pieces: int = MAX_PIECES,
+        min_saving: float = MIN_SAVING,
     ) -> Plan:
         """Trace windows of the outputs back to the inputs; see :func:`tracenet.rft.plan_windows`.
 
         Args:
-            request: output index or name -> window on its plane (None: all of it).
+            request: output index or name -> window on its plane (None: all of it), or a list of windows, whose values
+                then come as a list in the same order.
             kept: windows of nodes whose values are already known.
             global_context: how reductions of a whole plane to one vector (squeeze-and-excitation, global pooling) are
                 come by. ``"exact"``: everything before them is computed. ``"cached"``: they are constants, from
@@ -80,8 +82,15 @@ class TracedModel:
                 nodes need. ``plan.exact`` and ``plan.approximations`` say what is not the full network's.
             vectors: for ``"cached"``: from :meth:`global_vectors` or :meth:`run_with_vectors` for the same image, or
                 a mapping from node names to values of the caller's own.
+            max_pieces: where demands of a node lie far apart (several clicks), up to so many disjoint windows of it
+                are computed instead of their hull; 1: always the hull.
+            min_saving: only if the plan then has at least this share of multiply-adds less (``plan.macs`` against
+                ``plan.hull_macs``); at every size the values are the same.
         """
-        return plan_windows(self.graph, request, kept, global_context, checked_vectors(self.graph, vectors))
+        known = checked_vectors(self.graph, vectors)
+        return plan_windows(
+            self.graph, request, kept, global_context, known, max_pieces=max_pieces, min_saving=min_saving
+        )
 
     def global_vectors(
         self,
@@ -127,7 +136,7 @@ class TracedModel:
 
     def run_with_vectors(
         self, inputs: Tensor | Sequence[Tensor], plan: Plan
-    ) -> tuple[dict[int | str, Tensor], GlobalVectors]:
+    ) -> tuple[dict[int | str, Any], GlobalVectors]:
         """As :meth:`run` in PyTorch; also gives the global vectors that the plan computed, for later clicks.
 
         Raises:
@@ -146,7 +155,7 @@ class TracedModel:
     def approximation_error(
         self, inputs: Inputs, plan: Plan, backend: str = "torch"
     ) -> dict[int | str, ApproximationError]:
-        """How far a plan's outputs are from an exact run of the same request, keyed like it."""
+        """How far a plan's outputs are from an exact run of the same request, keyed like it; the worst of a list."""
         got = self.run(inputs, plan, backend=backend)
         exact = self.run(inputs, self.plan(plan.request), backend=backend)
         return {key: difference(got[key], exact[key]) for key in exact}
@@ -178,7 +187,7 @@ class TracedModel:
             self._low[size] = smaller
         return self._low[size]
 
-    def run(self, inputs: Inputs, plan: Plan, backend: str = "torch") -> dict[int | str, Tensor]:
+    def run(self, inputs: Inputs, plan: Plan, backend: str = "torch") -> dict[int | str, Any]:
         """Execute a plan.
 
         Args:
@@ -190,7 +199,7 @@ class TracedModel:
                 where every step must have a kernel; ``"auto"``, the first of triton, native and torch that can.
 
         Returns:
-            the requested windows, keyed like the request.
+            the requested windows, keyed like the request: a tensor each, or a list of them where it asks with a list.
 
         Raises:
             InputError: an input's shape or dtype differs from the captured one, or a patch does not hold its window.
@@ -208,7 +217,7 @@ class TracedModel:
         store: crop_pad.Store | None = None,
         keep: Sequence[str] = (),
         backend: str = "torch",
-    ) -> tuple[dict[int | str, Tensor], dict[str, list[crop_pad.Patch]]]:
+    ) -> tuple[dict[int | str, Any], dict[str, list[crop_pad.Patch]]]:
         """As :meth:`run`, with kept patches from ``store``; also gives what was computed of the nodes in ``keep``.
 
         Stores of patches belong to the torch backend: in the native one a :class:`tracenet.engine.session.Session`

@@ -11,12 +11,13 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tracenet.crop_pad import Patch, Values, compute_entry, crop_patch
+from tracenet.crop_pad import Patch, Values, as_asked, compute_entry, crop_patch, read_output
 from tracenet.engine.lower import lower
 from tracenet.engine.patterns import is_plane, is_vector, sources
 from tracenet.engine.program import Program
@@ -25,13 +26,12 @@ from tracenet.engine.session import Session
 from tracenet.graph.graph import INPUT, Graph, Node
 from tracenet.rft.context import CACHED
 from tracenet.rft.rules.pointwise import crop_output
-from tracenet.rft.rules.registry import Demand
 from tracenet.rft.trace import Plan, resolve_output
 from tracenet_kernels.backends import say_once
 from tracenet_kernels.errors import RequestError, TraceNetError
 from tracenet_kernels.window import EMPTY, Window, hull
 
-Outputs = dict[int | str, Tensor]
+Outputs = dict[int | str, Any]
 CELL = Window(0, 1, 0, 1)
 
 
@@ -92,7 +92,7 @@ class NativeExecutor:
         for entry in plan.nodes:
             if entry.context is not None and entry.node not in external:
                 return f"{entry.node.name!r} is {entry.context}, and a kernel would reduce the whole plane"
-            if entry.context != CACHED and entry.pieces != [entry.window]:
+            if plan.reads_kept and entry.context != CACHED and entry.pieces != [entry.window]:
                 return "the plan reads kept values, which lie outside the session"
         for key in plan.request:
             node = self._source[resolve_output(self._graph, key)]
@@ -117,12 +117,18 @@ class NativeExecutor:
         """
         with self._lock, torch.no_grad():
             parameters = self._set_inputs(plan, inputs)
-            if self._steps(plan, "external"):
+            if self._steps(plan, "external") or self._is_apart(plan):
                 return self._run_in_parts(plan, inputs, parameters)
             return self._run_at_once(plan, inputs, parameters)
 
     def _steps(self, plan: Plan, op: str) -> list[Step]:
         return [s for s in self.schedule.steps if s.op == op and self._node[s.output] in plan.by_node]
+
+    def _is_apart(self, plan: Plan) -> bool:
+        """Whether windows apart are to be computed, and what is asked lies in memory until the run ends."""
+        nodes = [self._source[resolve_output(self._graph, key)] for key in plan.asked]
+        outlive = all(self._number[n] in self._output_names for n in nodes if n in self._kernel_planes)
+        return outlive and any(len(entry.pieces) > 1 for entry in plan.nodes)
 
     def _say_what_is_external(self) -> None:
         ops = Counter(self._graph.by_name[step.name].op for step in self.schedule.steps if step.op == "external")
@@ -149,16 +155,17 @@ class NativeExecutor:
         stored = {key: self._name_of(node) for key, node in keys.items() if node in self._kernel_planes}
         asked: dict[int | str, Window] = {}
         for key, name in stored.items():  # two keys may name one plane
-            asked[name] = hull((asked.get(name, EMPTY), plan.request[key]))
+            asked[name] = hull((asked.get(name, EMPTY), *plan.asked[key]))
         result = self._session.run(asked, parameters).outputs if asked else {}
         values = self._input_values(plan, inputs)
         outputs: Outputs = {}
-        for key, window in plan.request.items():
+        for key, windows in plan.asked.items():
             if key in stored:
                 whole = Patch(asked[stored[key]], torch.from_numpy(result[stored[key]]))
-                outputs[key] = crop_patch(keys[key], whole, window)
+                tensors = [crop_patch(keys[key], whole, window) for window in windows]
             else:
-                outputs[key] = _torch_output(keys[key], window, values)
+                tensors = [read_output(keys[key], window, values) for window in windows]
+            outputs[key] = as_asked(plan, key, tensors)
         return outputs
 
     def _run_in_parts(self, plan: Plan, inputs: Sequence[Tensor | Patch], parameters: dict[int, np.ndarray]) -> Outputs:
@@ -179,12 +186,13 @@ class NativeExecutor:
                     first = position + 1
             self._session.run_steps(first, len(self.schedule.steps))
             outputs: Outputs = {}
-            for key, window in plan.request.items():
+            for key, asked in plan.asked.items():
                 node = self._source[resolve_output(self._graph, key)]
                 if node in self._kernel_planes:
-                    outputs[key] = self._read(node, window).tensor
+                    tensors = [self._read(node, window).tensor for window in asked]
                 else:
-                    outputs[key] = _torch_output(node, window, values)
+                    tensors = [read_output(node, window, values) for window in asked]
+                outputs[key] = as_asked(plan, key, tensors)
         except TraceNetError:
             with contextlib.suppress(RequestError):  # a step that failed in C++ has ended the run
                 self._session.finish()
@@ -231,9 +239,3 @@ class NativeExecutor:
     def _name_of(self, node: Node) -> str:
         """What a session calls a plane: the name of an output that it is, else its own."""
         return self._output_names.get(self._number[node], node.name)
-
-
-def _torch_output(node: Node, window: Window, values: Values) -> Tensor:
-    if node.value is not None:
-        return node.value
-    return values(Demand(node, window, node.layout.axes if node.layout is not None else (None, None)))

@@ -26,8 +26,8 @@ def plan_table(plan: Plan, full: bool) -> str:
                 node.name,
                 node.op.removeprefix("aten."),
                 f"{height}x{width}",
-                str(window),
-                f"{window.area / (height * width):.0%}",
+                f"{window}, {len(entry.pieces)} apart" if len(entry.pieces) > 1 else str(window),
+                f"{sum(piece.area for piece in entry.pieces) / (height * width):.0%}",
                 ",".join(map(str, borders[0])) if borders else "",
                 f"{entry.macs / 1e6:.1f}",
                 f"{entry.bytes / 1024:.0f}",
@@ -47,6 +47,11 @@ def plan_table(plan: Plan, full: bool) -> str:
         f"{plan.macs / 1e9:.3f} of {plan.full_macs / 1e9:.3f} GMACs ({share:.1%}), "
         f"{plan.bytes / 2**20:.1f} MiB of windows, {len(plan.barriers)} barriers, planned in {plan.planning_ms:.1f} ms"
     )
+    if plan.macs < plan.hull_macs:
+        lines.append(
+            f"windows apart save {1 - plan.macs / plan.hull_macs:.1%} of the {plan.hull_macs / 1e9:.3f} GMACs of one "
+            "window per node"
+        )
     if plan.approximations:
         first, count = plan.approximations[0], len(plan.approximations)
         lines.append(f"approximate: {count} of the nodes, the first ({first.name}) {first.how}")

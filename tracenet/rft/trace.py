@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -43,8 +43,15 @@ class Vectors(Protocol):
     def __getitem__(self, name: str) -> Tensor: ...
 
 
+Asked = Window | Sequence[int] | None | Sequence[Window | Sequence[int]]
+"""What a request asks of one output: a window, None for all of it, or a list of windows."""
+
 MAX_PIECES = 4
-"""Windows per node that a plan over kept values computes apart; the ring around one window has four."""
+"""Windows per node that a plan computes apart by default; the ring around one window has four."""
+MIN_SAVING = 0.1
+"""Share of multiply-adds that windows apart must save by default; every one of them is a launch of its own."""
+LARGEST_MAX_PIECES = 16
+"""More would make planning slow."""
 MERGE_WASTE = 0.2
 """Two pieces become one if their hull holds at most this share of cells that neither needs."""
 
@@ -64,8 +71,8 @@ class NodePlan:
 
     Attributes:
         window: hull of the consumers' demands, on the plane.
-        pieces: what has to be computed: the window itself, or at most :data:`MAX_PIECES` windows that cover what is
-            demanded and not kept (none if everything is).
+        pieces: what has to be computed: the window itself; a few disjoint windows that cover what is demanded, where
+            that saves enough; or a few windows that cover what is demanded and not kept (none if everything is).
         reads: what computing the pieces reads of each producer, with borders.
         macs: multiply-adds of computing it.
         bytes: bytes of its output window.
@@ -103,7 +110,8 @@ class Plan:
     """A window per node for one request.
 
     Attributes:
-        request: output key (index or name, as asked) -> window on that output's plane.
+        request: output key (index or name, as asked) -> window on that output's plane, or a list of them.
+        asked: the same, always as lists.
         nodes: :class:`NodePlan` per visited node, producers first.
         windows: name -> :class:`Window`, for every visited node and, as aliases, every output whose node was visited.
         borders: name -> padding per operand read, where there is any.
@@ -111,21 +119,29 @@ class Plan:
         global_context: how global vectors are come by: ``"exact"``, ``"cached"`` or ``"window"``.
         vectors: the values that a ``"cached"`` plan takes as constants.
         approximations: nodes whose values are not those of the full network, and how they are come by.
-        macs: multiply-adds (convolutions and matrix products) of the plan; ``full_macs``: of the whole network.
+        macs: multiply-adds (convolutions and matrix products) of the plan; ``full_macs``: of the whole network;
+            ``hull_macs``: of the plan with one window per node (of a plan over kept values: ``macs``).
+        reads_kept: whether the plan was made over kept values.
         planning_ms: time the trace took.
     """
 
     def __init__(
         self,
         graph: Graph,
-        request: dict[int | str, Window],
+        asked: dict[int | str, list[Window]],
+        request: dict[int | str, Any],
         nodes: list[NodePlan],
         planning_ms: float,
+        hull_macs: int,
+        reads_kept: bool = False,
         global_context: str = EXACT,
         vectors: Vectors | None = None,
     ) -> None:
         self.graph = graph
+        self.asked = asked
         self.request = request
+        self.hull_macs = hull_macs
+        self.reads_kept = reads_kept
         self.nodes = nodes
         self.planning_ms = planning_ms
         self.global_context = global_context
@@ -155,6 +171,11 @@ class Plan:
         if entry.context == CACHED and self.vectors is not None and not self.vectors.exact:
             return f"taken from {self.vectors.source}"
         return None
+
+    @property
+    def pieces(self) -> dict[str, list[Window]]:
+        """Name -> windows that are computed, for every visited node."""
+        return {entry.node.name: entry.pieces for entry in self.nodes}
 
     @property
     def exact(self) -> bool:
@@ -220,57 +241,70 @@ def resolve_output(graph: Graph, key: int | str) -> Node:
     raise RequestError(f"{key!r} is not an output; ask by index 0..{len(names) - 1} or by name: {shown}")
 
 
-def _check_request(graph: Graph, request: Mapping[int | str, Window | Sequence[int] | None]) -> dict[int | str, Window]:
+def _check_request(graph: Graph, request: Mapping[int | str, Asked]) -> dict[int | str, Window | list[Window]]:
     if not isinstance(request, Mapping):
         raise RequestError(f"the request is a {type(request).__name__}; pass a dict such as {{0: Window(0, 8, 0, 8)}}")
     if not request:
         raise RequestError("the request is empty; ask for at least one output window, e.g. {0: Window(0, 8, 0, 8)}")
-    checked: dict[int | str, Window] = {}
-    for key, value in request.items():
-        node = resolve_output(graph, key)
-        if value is None or node.layout_error is not None:
-            checked[key] = node.full_window
-            continue
-        if not isinstance(value, (tuple, list)) or len(value) != 4:
-            raise WindowError(f"the window of output {key!r} is {value!r}; pass Window(y0, y1, x0, x1) or None for all")
-        window = value if isinstance(value, Window) else Window(*value)
-        if node.layout is None and window != node.full_window:
-            raise WindowError(
-                f"output {key!r} has shape {list(node.shape)} without rows and columns, but a window {window} came; "
-                "ask for all of it with None"
-            )
-        if window.is_empty:
-            raise WindowError(f"the window of output {key!r} is empty: {window}; ask for at least one cell")
-        if not node.full_window.contains(window):
-            raise WindowError(
-                f"the window of output {key!r} is {window}, its plane is {node.plane[0]} x {node.plane[1]} "
-                "(rows x columns); clip the window to the plane"
-            )
-        checked[key] = window
-    return checked
+    return {key: _check_asked(resolve_output(graph, key), key, value) for key, value in request.items()}
+
+
+def _check_asked(node: Node, key: int | str, value: Asked) -> Window | list[Window]:
+    if isinstance(value, (tuple, list)) and value and all(isinstance(part, (tuple, list)) for part in value):
+        return [_check_window(node, key, part) for part in value]
+    return _check_window(node, key, value)
+
+
+def _check_window(node: Node, key: int | str, value: Any) -> Window:
+    if value is None or node.layout_error is not None:
+        return node.full_window
+    if not isinstance(value, (tuple, list)) or len(value) != 4:
+        raise WindowError(
+            f"the window of output {key!r} is {value!r}; pass Window(y0, y1, x0, x1), a list of them, or None for all"
+        )
+    window = value if isinstance(value, Window) else Window(*value)
+    if node.layout is None and window != node.full_window:
+        raise WindowError(
+            f"output {key!r} has shape {list(node.shape)} without rows and columns, but a window {window} came; "
+            "ask for all of it with None"
+        )
+    if window.is_empty:
+        raise WindowError(f"the window of output {key!r} is empty: {window}; ask for at least one cell")
+    if not node.full_window.contains(window):
+        raise WindowError(
+            f"the window of output {key!r} is {window}, its plane is {node.plane[0]} x {node.plane[1]} "
+            "(rows x columns); clip the window to the plane"
+        )
+    return window
 
 
 def plan_windows(
     graph: Graph,
-    request: Mapping[int | str, Window | Sequence[int] | None],
+    request: Mapping[int | str, Asked],
     kept: Kept | None = None,
     global_context: str = EXACT,
     vectors: Vectors | None = None,
+    *,
+    max_pieces: int = MAX_PIECES,
+    min_saving: float = MIN_SAVING,
 ) -> Plan:
     """Trace a request back to the inputs.
 
     Args:
         graph: captured network with layouts inferred.
-        request: output index or name -> window on its plane (None: all of it).
+        request: output index or name -> window on its plane (None: all of it), or a list of windows.
         kept: windows of nodes whose values are already known; they are not computed again and nothing is traced
             behind them.
         global_context: ``"exact"``; ``"cached"``: global vectors are constants, from ``vectors``, and nothing is
             traced behind them; ``"window"``: they are reduced from what other nodes need of their operand.
         vectors: for ``"cached"``.
+        max_pieces: windows that may be computed apart of a node whose demands lie far apart; 1: always their hull.
+            Plans over kept values compute what is missing in up to :data:`MAX_PIECES` windows.
+        min_saving: share of the multiply-adds of a plan of hulls that windows apart must save to be taken.
 
     Raises:
         RequestError: an output, a kept node or a mode is not known; a vector is missing, or no window is demanded of
-            its operand.
+            its operand; ``max_pieces`` or ``min_saving`` is out of range.
         WindowError: a window is empty or outside its plane.
         UnsupportedOpError: a visited node has no backward rule.
     """
@@ -280,32 +314,77 @@ def plan_windows(
     if unknown:
         raise RequestError(f"{unknown[0]!r} is kept but is not a node of this graph; use the names in plan.windows")
     _check_mode(global_context, vectors)
-    demands: dict[Node, list[Window]] = {}
-    for key, window in checked.items():
-        demands.setdefault(resolve_output(graph, key), []).append(window)
-    followers: dict[Node, list[NodePlan]] = {}  # global vectors that take what others demand of their operand
-    plans: dict[Node, NodePlan] = {}
-    for node in reversed(_post_order(list(demands))):
-        following = followers.get(node, [])
-        if node not in demands:
-            if following:
-                raise _nothing_demanded(node, following)
-            continue  # only kept values lie between it and the request
-        windows = [hull(demands[node])] if following else demands[node]
-        if global_context != EXACT and is_global_vector(node):
-            plans[node] = entry = _visit_vector(node, windows, kept, global_context, vectors)
-            if entry.context == WINDOW:
-                followers.setdefault(node.args[0], []).append(entry)
-        else:
-            plans[node] = entry = _visit(node, windows, kept)
-        for follower in following:
-            _follow(follower, entry)
-        for read in entry.reads:
-            if not read.window.is_empty:
-                demands.setdefault(read.producer, []).append(read.window)
-    ordered = list(reversed(plans.values()))
+    _check_pieces(max_pieces, min_saving)
+    asked = {key: value if isinstance(value, list) else [value] for key, value in checked.items()}
+    search = _Search(graph, asked, kept, global_context, vectors)
+    nodes = search.walk(1)
+    macs = hull_macs = sum(entry.macs for entry in nodes)
+    if search.is_apart and max_pieces > 1 and not kept:
+        split = search.walk(max_pieces)
+        macs = sum(entry.macs for entry in split)
+        if macs < hull_macs and macs <= (1 - min_saving) * hull_macs:
+            nodes = split
     taken = vectors if global_context == CACHED else None
-    return Plan(graph, checked, ordered, (time.perf_counter() - start) * 1e3, global_context, taken)
+    milliseconds = (time.perf_counter() - start) * 1e3
+    return Plan(graph, asked, dict(checked), nodes, milliseconds, hull_macs, bool(kept), global_context, taken)
+
+
+class _Search:
+    """Depth-first searches for one request.
+
+    Attributes:
+        is_apart: whether a search met a node whose demands lie so far apart that many cells of their hull are not
+            needed.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        asked: Mapping[int | str, list[Window]],
+        kept: Kept | None,
+        global_context: str,
+        vectors: Vectors | None,
+    ) -> None:
+        self.kept, self.global_context, self.vectors = kept, global_context, vectors
+        self.asked: dict[Node, list[Window]] = {}
+        for key, windows in asked.items():
+            self.asked.setdefault(resolve_output(graph, key), []).extend(windows)
+        self.order = list(reversed(_post_order(list(self.asked))))
+        self.is_apart = False
+
+    def walk(self, max_pieces: int) -> list[NodePlan]:
+        """Every node that is needed, producers first, with at most ``max_pieces`` windows each."""
+        demands = {node: list(windows) for node, windows in self.asked.items()}
+        followers: dict[Node, list[NodePlan]] = {}  # global vectors that take what others demand of their operand
+        plans: dict[Node, NodePlan] = {}
+        for node in self.order:
+            following = followers.get(node, [])
+            if node not in demands:
+                if following:
+                    raise _nothing_demanded(node, following)
+                continue  # only kept values lie between it and the request
+            windows = [hull(demands[node])] if following else demands[node]
+            self.is_apart = self.is_apart or (len(windows) > 1 and len(merge_windows(windows)) > 1)
+            if self.global_context != EXACT and is_global_vector(node):
+                entry = _visit_vector(node, windows, self.kept, self.global_context, self.vectors)
+                if entry.context == WINDOW:
+                    followers.setdefault(node.args[0], []).append(entry)
+            else:
+                entry = _visit(node, windows, self.kept, max_pieces)
+            plans[node] = entry
+            for follower in following:
+                _follow(follower, entry)
+            for read in entry.reads:
+                if not read.window.is_empty:
+                    demands.setdefault(read.producer, []).append(read.window)
+        return list(reversed(plans.values()))
+
+
+def _check_pieces(max_pieces: int, min_saving: float) -> None:
+    if isinstance(max_pieces, bool) or not isinstance(max_pieces, int) or not 1 <= max_pieces <= LARGEST_MAX_PIECES:
+        raise RequestError(f"max_pieces is {max_pieces!r}; pass an integer from 1 to {LARGEST_MAX_PIECES}")
+    if isinstance(min_saving, bool) or not isinstance(min_saving, (int, float)) or not 0 <= min_saving < 1:
+        raise RequestError(f"min_saving is {min_saving!r}; pass a share from 0 to less than 1, such as {MIN_SAVING}")
 
 
 def _check_mode(global_context: str, vectors: Vectors | None) -> None:
@@ -372,7 +451,7 @@ def _post_order(roots: list[Node]) -> list[Node]:
     return order
 
 
-def _visit(node: Node, windows: list[Window], kept: Kept | None) -> NodePlan:
+def _visit(node: Node, windows: list[Window], kept: Kept | None, max_pieces: int) -> NodePlan:
     if node.layout_error is not None:
         raise node.layout_error
     window = hull(windows)
@@ -383,6 +462,9 @@ def _visit(node: Node, windows: list[Window], kept: Kept | None) -> NodePlan:
     reason = rule.barrier(node)
     if kept:
         entry.pieces = _missing(node, windows, kept.get(node.name, ()), whole=reason is not None)
+    elif max_pieces > 1 and len(windows) > 1 and reason is None and _may_be_split(node):
+        entry.pieces = apart_windows(windows, max_pieces)
+        entry.bytes = sum(costs.window_bytes(node, piece) for piece in entry.pieces)
     for piece in entry.pieces:
         demands = list(rule.demands(node, piece))
         entry.reads.extend(_read(demand) for demand in demands)
@@ -391,21 +473,37 @@ def _visit(node: Node, windows: list[Window], kept: Kept | None) -> NodePlan:
     return entry
 
 
+def _may_be_split(node: Node) -> bool:
+    return node.layout is not None and not node.layout.merged
+
+
 def _missing(node: Node, windows: list[Window], kept: Sequence[Window], whole: bool) -> list[Window]:
     """Windows to compute so that, with the kept ones, every demand is covered.
 
     Without kept values a node's window is the hull of its demands. With them the hull of a ring would be everything,
     so what is missing stays apart where that saves work. Barriers and flattened planes are never split.
     """
-    layout = node.layout
-    if whole or layout is None or layout.merged:
+    if whole or not _may_be_split(node):
         window = hull(windows)
         return [] if any(part.contains(window) for part in kept) else [window]
     return merge_windows([piece for window in windows for piece in subtract_all(window, kept)])
 
 
-def merge_windows(windows: list[Window]) -> list[Window]:
-    """At most :data:`MAX_PIECES` windows that cover ``windows``.
+def apart_windows(windows: list[Window], most: int) -> list[Window]:
+    """At most ``most`` disjoint windows that cover ``windows``; their hull alone where that has no more cells."""
+    apart: list[Window] = []
+    for count in range(most, 0, -1):
+        apart = []
+        for piece in merge_windows(windows, count):
+            apart.extend(subtract_all(piece, apart))
+        if len(apart) <= most:
+            break
+    whole = hull(windows)
+    return apart if sum(piece.area for piece in apart) < whole.area else [whole]
+
+
+def merge_windows(windows: list[Window], most: int = MAX_PIECES) -> list[Window]:
+    """At most ``most`` windows that cover ``windows``.
 
     The pair whose hull wastes the smallest share is merged until few enough are left and every further merge would
     waste more than :data:`MERGE_WASTE` of its hull.
@@ -418,7 +516,7 @@ def merge_windows(windows: list[Window]) -> list[Window]:
         waste, i, j = min(
             (_waste(pieces[i], pieces[j]), i, j) for i in range(len(pieces)) for j in range(i + 1, len(pieces))
         )
-        if len(pieces) <= MAX_PIECES and waste > MERGE_WASTE:
+        if len(pieces) <= most and waste > MERGE_WASTE:
             break
         merged = hull((pieces[i], pieces[j]))
         pieces = [piece for piece in pieces if not merged.contains(piece)] + [merged]

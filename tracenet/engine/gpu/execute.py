@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tracenet.crop_pad import Patch, crop_patch
+from tracenet.crop_pad import Patch, as_asked, crop_patch
 from tracenet.engine.gpu.program import GpuProgram
 from tracenet.engine.gpu.session import GpuSession
 from tracenet.engine.lower import lower
@@ -17,7 +18,7 @@ from tracenet.rft.trace import Plan, resolve_output
 from tracenet_kernels import gpu
 from tracenet_kernels.window import EMPTY, Window, hull
 
-Outputs = dict[int | str, Tensor]
+Outputs = dict[int | str, Any]
 
 
 class GpuExecutor:
@@ -44,7 +45,7 @@ class GpuExecutor:
         for entry in plan.nodes:
             if entry.context is not None:
                 return f"{entry.node.name!r} is {entry.context}, and kernels reduce the whole plane"
-        if any(entry.pieces != [entry.window] for entry in plan.nodes):
+        if plan.reads_kept and any(entry.pieces != [entry.window] for entry in plan.nodes):
             return "the plan reads kept values, which lie outside the session"
         for node, given in zip(self._graph.inputs, inputs, strict=True):
             if _tensor(given).device != self.program.device:
@@ -81,12 +82,13 @@ class GpuExecutor:
         asked: dict[int | str, Window] = {}
         names = {key: self._name(node) for key, node in nodes.items()}
         for key, name in names.items():  # two keys may name one plane
-            asked[name] = hull((asked.get(name, EMPTY), plan.request[key]))
+            asked[name] = hull((asked.get(name, EMPTY), *plan.asked[key]))
         computed = self.session.run_on_device(asked, parameters)
-        return {
-            key: crop_patch(nodes[key], Patch(asked[names[key]], computed[names[key]].contiguous()), window).clone()
-            for key, window in plan.request.items()
-        }
+        outputs: Outputs = {}
+        for key, windows in plan.asked.items():
+            whole = Patch(asked[names[key]], computed[names[key]].contiguous())
+            outputs[key] = as_asked(plan, key, [crop_patch(nodes[key], whole, window).clone() for window in windows])
+        return outputs
 
     def _name(self, node: Node) -> str:
         """What a session calls a plane: the name of an output that it is."""
