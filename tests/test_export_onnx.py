@@ -272,6 +272,28 @@ def test_an_exported_model_can_be_traced_again(network: tuple[Any, TracedModel, 
 # What is refused
 
 
+def test_windows_far_apart_are_exported_as_their_hull() -> None:
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.coarse = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 3, 2, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.stem(x)
+            return y, self.coarse(y)
+
+    torch.manual_seed(0)
+    model, x = Levels().eval(), torch.randn(1, 3, 32, 32)
+    traced = tracenet.trace(model, x)
+    plan = traced.plan({0: Window.of_cell(1, 1), 1: Window.of_cell(15, 15)})
+    assert plan.macs < plan.hull_macs
+    got = run_onnx(onnx_model(traced, plan), input_values(plan, [x]))
+    for key, tensor in traced.run(x, plan).items():
+        torch.testing.assert_close(torch.from_numpy(got[str(key)]), tensor, rtol=0, atol=1e-5)
+    with pytest.raises(RequestError, match="several windows of one output"):
+        onnx_model(traced, traced.plan({0: [Window.of_cell(1, 1), Window.of_cell(9, 9)]}))
+
+
 def test_wrong_arguments(tmp_path: Path) -> None:
     model, x = nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 16, 16)
     traced, other = tracenet.trace(model, x), tracenet.trace(model, x)

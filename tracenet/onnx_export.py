@@ -46,7 +46,8 @@ def export_onnx(traced: TracedModel, plan: Plan, path: str | Path, inputs: str =
 
     Raises:
         InputError: the package onnx is missing, ``inputs`` is not known, or the file cannot be written.
-        RequestError: the plan belongs to another capture, is not exact, or leaves out what is kept elsewhere.
+        RequestError: the plan belongs to another capture, is not exact, leaves out what is kept elsewhere, or has
+            several windows of one output.
         UnsupportedOpError: an operation has no standard ONNX operator; the message names the node.
         CaptureError: the network was captured without weights, or is larger than an ONNX file can be.
     """
@@ -71,6 +72,10 @@ def onnx_model(traced: TracedModel, plan: Plan, inputs: str = "window") -> Any:
             "make it with 'exact'"
         )
     _refuse_kept(plan)
+    if any(isinstance(asked, list) for asked in plan.request.values()):
+        raise RequestError("the plan has several windows of one output; export one model per window, or their hull")
+    if plan.macs < plan.hull_macs:  # a model of one window per node has no cells to put together
+        plan = traced.plan(plan.request, max_pieces=1)
     recorded = _record(plan, whole=inputs == "whole")
     model = write_graph(recorded)
     windows = {node.name: _input_window(plan, node, inputs == "whole") for node in _read_inputs(plan)}
