@@ -167,6 +167,15 @@ def test_layers_equal_the_full_network(name: str) -> None:
                 onnx_model(traced, traced.plan({0: window}))
 
 
+def test_parameters_of_many_channels_are_not_confused() -> None:
+    """Ones and zeros that stand in for absent parameters may come to lie at one address after the other."""
+    model = nn.Sequential(nn.Conv2d(3, 96, 3), nn.InstanceNorm2d(96), nn.ReLU(), nn.InstanceNorm2d(96)).eval()
+    x = torch.randn(1, 3, 10, 11)
+    with torch.no_grad():
+        full = model(x)
+    check(tracenet.trace(model, x), x, Window(1, 4, 2, 5), full)
+
+
 def test_padding_moves_into_convolutions_and_pools() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 4, 5, 1, 2)).eval()
     x = torch.randn(1, 3, 16, 20)

@@ -103,6 +103,7 @@ def read_model(source: Any) -> OnnxModel:
     graph = proto.graph
     if len(graph.node) > MAX_NODES:
         raise CaptureError(f"the model has {len(graph.node)} nodes; at most {MAX_NODES} are read")
+    _refuse_broken_names(graph)
     if graph.sparse_initializer:
         raise CaptureError("the model holds sparse initialisers; store them as dense tensors")
     nodes = tuple(_node(onnx, node, position) for position, node in enumerate(graph.node))
@@ -116,6 +117,17 @@ def read_model(source: Any) -> OnnxModel:
     tensors = {tensor.name: read_tensor(onnx, tensor, f"initialiser {tensor.name!r}") for tensor in graph.initializer}
     inputs = tuple(_input(value) for value in graph.input if value.name not in tensors)
     return OnnxModel(opset, inputs, tuple(value.name for value in graph.output), nodes, tensors)
+
+
+def _refuse_broken_names(graph: Any) -> None:
+    """A name that is not text comes out of the file as bytes."""
+    names = [value.name for value in (*graph.input, *graph.output, *graph.initializer)]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        names += [attribute.name for attribute in node.attribute]
+    broken = [name for name in names if not isinstance(name, str)]
+    if broken:
+        raise CaptureError(f"the model holds a name that is not UTF-8 text ({broken[0]!r}); it is damaged")
 
 
 def _first_line(error: Exception) -> str:

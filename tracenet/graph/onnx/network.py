@@ -6,6 +6,7 @@ arithmetic on them) is computed once; the rest becomes a module that is captured
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ from tracenet_kernels.errors import CaptureError, InputError
 MAX_CONSTANTS = 2**28
 """Elements of all computed constants together; stored weights do not count."""
 MAX_ELEMENTS = 2**31
-"""Elements of one tensor."""
+"""Elements of one computed tensor."""
+MAX_INPUT = 2**28
+"""Elements of one input."""
 
 Examples = Tensor | Sequence[Any] | Mapping[str, Any] | None
 """Tensors in the order of the model's inputs, or input name -> tensor or shape; None where every size is fixed."""
@@ -97,6 +100,8 @@ def _example(port: OnnxInput, given: Any) -> Tensor:
     )
     if not fits:
         raise InputError(f"input {port.name!r} came with shape {list(shape)}; the model takes {list(port.shape)}")
+    if math.prod(shape) > MAX_INPUT:
+        raise InputError(f"input {port.name!r} has shape {list(shape)}; at most {MAX_INPUT} elements can be traced")
     return torch.empty(shape, dtype=port.dtype, device=_META)
 
 

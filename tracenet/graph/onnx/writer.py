@@ -39,7 +39,7 @@ class Writer:
         self.initializers: list[Any] = []
         self.absorbed: set[Node] = set()
         self._values: dict[Node, str] = {}
-        self._constants: dict[Any, str] = {}
+        self._constants: dict[Any, tuple[str, Tensor]] = {}  # tensors are held so that no other takes their address
         self._taken = {node.name for node in graph.inputs} | set(graph.outputs)
         self._current = ""
 
@@ -120,8 +120,8 @@ class Writer:
         if small:
             key = (stored.dtype, tuple(stored.shape), *stored.flatten().tolist())
         if key not in self._constants:
-            self._constants[key] = self._store(stored, self._name(name))
-        return self._constants[key]
+            self._constants[key] = self._store(stored, self._name(name)), stored
+        return self._constants[key][0]
 
     def _store(self, value: Tensor, name: str) -> str:
         if value.is_meta:

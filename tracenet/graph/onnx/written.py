@@ -159,12 +159,12 @@ def max_pool(w: Writer, node: Node) -> str:
 
 def average_pool(w: Writer, node: Node) -> str:
     kernel, padding = pair(node.arg(1, "kernel_size")), pair(node.arg(3, "padding"), 0)
-    divisor, ceil = node.arg(6, "divisor_override"), bool(node.arg(4, "ceil_mode", False))
-    if ceil and (divisor is not None or any(padding)):
-        raise _refusal(node, "rounds its size up over padding")
+    divisor = node.arg(6, "divisor_override")
+    if node.arg(4, "ceil_mode", False):
+        raise _refusal(node, "rounds its size up")
     result = w.emit(
         "AveragePool", w.tensor(node.args[0]), kernel_shape=kernel, strides=pair(node.arg(2, "stride"), kernel),
-        pads=[*padding, *padding], ceil_mode=int(ceil),
+        pads=[*padding, *padding],
         count_include_pad=int(divisor is not None or bool(node.arg(5, "count_include_pad", True))),
     )  # fmt: skip
     if divisor is None:
