@@ -105,10 +105,11 @@ def measure(row: Row, model: nn.Module, size: tuple[int, int], repeats: int) -> 
     row.native_max_rel_error, row.native_reason = _native_error(full, traced, image, plans)
     judge(row)
     row.far_pixels_matter = _far_pixels_matter(model, image, full, plans["corner"])
-    if repeats and row.status in ("exact", "barriers"):
-        _time(row, model, traced, image, plans["centre"], repeats)
     if row.status == "wrong":
         _judge_in_double(row, model, image, full)
+        model.float()
+    if repeats and row.status in ("exact", "barriers"):
+        _time(row, model, traced, image, plans["centre"], repeats)
 
 
 def outputs_of(result: Any) -> dict[str, Tensor]:

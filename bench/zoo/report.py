@@ -49,13 +49,25 @@ def summary(models: list[Model]) -> dict[str, Any]:
         "models": len(models),
         **{status: counts[status] for status in STATUSES},
         "share_exact_or_barriers": round(good / len(models), 4) if models else 0.0,
-        "largest_error": max((m["max_rel_error"] for m in models if m["max_rel_error"] is not None), default=None),
+        "largest_error": max((e for m in models if not _amplifies(m) for e in _errors(m)), default=None),
+        "judged_in_float64": {
+            m["name"]: {"rounding": m["rounding"], "error": m["max_rel_error_double"]} for m in models if _amplifies(m)
+        },
         "barriers_in_models_by_op": dict(barriers.most_common()),
         "barriers_not_confirmed": [
             m["name"] for m in models if m["status"] == "barriers" and m["far_pixels_matter"] is False
         ],
         "failures": failures,
     }
+
+
+def _errors(model: Model) -> list[float]:
+    return [e for e in (model["max_rel_error"], model["native_max_rel_error"]) if e is not None]
+
+
+def _amplifies(model: Model) -> bool:
+    """Whether a model's own rounding is so large that it was judged in float64."""
+    return model["max_rel_error_double"] is not None and model["status"] in ("exact", "barriers")
 
 
 COLUMNS = ("model", "status", "nodes", "barriers", "error", "GMACs", "share", "patch", "full", "crop-pad", "native")
@@ -81,7 +93,7 @@ def cells(model: Model) -> list[str]:
 
 def table(report: dict[str, Any]) -> Table:
     """For the terminal."""
-    shown = Table(title=f"{report['device']}, {report['threads']} threads")
+    shown = Table(title=f"{report['device']}, {_threads(report)}")
     for name in COLUMNS:
         shown.add_column(name, justify="left" if name in ("model", "status") else "right", no_wrap=True)
     for model in in_order(report["models"]):
@@ -98,17 +110,17 @@ def page(report: dict[str, Any]) -> str:
         "# The model zoo",
         "Made by `python -m bench.zoo --json bench/results/zoo.json --page docs/zoo.md`; do not edit by hand. The list "
         "is `bench/zoo/models.py`, chosen before it was run.",
-        f"{report['device']}, {report['threads']} threads, float32, PyTorch {report['torch']}, {versions}, "
+        f"{report['device']}, {_threads(report)}, float32, PyTorch {report['torch']}, {versions}, "
         f"{_commits(models)}; image {width}x{height} unless a model takes one size only. Random weights and "
         "statistics; outputs are feature maps of all strides, or the dense outputs of a detector or segmenter.",
         f"**{counts['models']} models: {counts['exact']} exact without barriers, {counts['barriers']} exact with "
         f"barriers reported, {counts['refused']} refused, {counts['wrong']} wrong, {counts['failed']} failed.** "
-        f"Largest error {error(counts['largest_error'])} of the largest value.",
+        f"Largest error {error(counts['largest_error'])} of the largest value, but for those marked \\*.",
         "Each model is asked for a corner cell, an edge cell, the centre cell and a patch of its deepest map, the "
         "centre of every other map, an odd patch at the lower edge of its largest map, and all maps at once. *Error* "
         "is the largest `max|traced - full| / max|full|` over all of them and both backends. *Share* is the share of "
         "the full network's multiply-adds that the centre cell of the deepest map needs, *patch* the same for a patch "
-        "of about a seventh of that map, *shallow* for the centre cell of the map of the largest stride up to 8.",
+        "of about a ninth of that map, *shallow* for the centre cell of the map of the largest stride up to 8.",
         "Times are medians in ms of interleaved runs at the centre cell of the deepest map: *full* in eager PyTorch, "
         "in the memory format that is faster for it; *crop-pad* and *native* through the tracer, the latter with "
         "PyTorch between kernels where there is none. Deep maps of a small image see nearly all of it: what is saved "
@@ -121,8 +133,7 @@ def page(report: dict[str, Any]) -> str:
     lines.append("| --- | --- | --- |" + " ---: |" * (len(header) - 3))
     for model in models:
         name, status, nodes, barriers, _, gmacs, centre, patch, *times = cells(model)
-        both = [e for e in (model["max_rel_error"], model["native_max_rel_error"]) if e is not None]
-        worst = error(max(both)) if both else ""
+        worst = error(max(_errors(model), default=None)) + ("*" if _amplifies(model) else "")
         row = (
             name,
             model["family"],
@@ -146,9 +157,20 @@ def page(report: dict[str, Any]) -> str:
             + ", ".join(counts["barriers_not_confirmed"])
             + ".",
         ]
+    if doubled := counts["judged_in_float64"]:
+        told = (f"{n} (rounding {error(v['rounding'])}, error {error(v['error'])})" for n, v in doubled.items())
+        text = (
+            "\\* With these random weights the full network in float32 is itself that far from float64, so it was "
+            f"judged in float64: {', '.join(told)}."
+        )
+        lines += ["", *textwrap.wrap(text, 118)]
     lines += ["", "## Failures", ""]
     lines += [f"- `{name}`: {reason}" for name, reason in counts["failures"].items()] or ["None."]
     return "\n".join(lines) + "\n"
+
+
+def _threads(report: dict[str, Any]) -> str:
+    return f"{report['threads']} thread{'s' if report['threads'] != 1 else ''}"
 
 
 def _load(report: dict[str, Any]) -> str:
