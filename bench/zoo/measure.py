@@ -272,17 +272,17 @@ def _far_pixels_matter(model: nn.Module, image: Tensor, full: Mapping[str, Tenso
 
 def _time(row: Row, model: nn.Module, traced: TracedModel, image: Tensor, plan: Plan, repeats: int) -> None:
     """Medians of interleaved runs at one request; the full network in the memory format that is faster."""
-    formats = {"contiguous": image, "channels_last": image.contiguous(memory_format=torch.channels_last)}
+    formats = {"contiguous_format": torch.contiguous_format, "channels_last": torch.channels_last}
+    images_in = {name: image.contiguous(memory_format=memory_format) for name, memory_format in formats.items()}
     trials: dict[str, float] = {}
-    for name, given in formats.items():
-        model.to(memory_format=getattr(torch, f"{name}_format" if name == "contiguous" else name))
+    for name, memory_format in formats.items():
+        _convert(model, memory_format)
         with torch.inference_mode():
-            model(given)
-            trials[name] = min(_timed(lambda given=given: model(given)) for _ in range(2))
+            model(images_in[name])
+            trials[name] = min(_timed(lambda given=images_in[name]: model(given)) for _ in range(2))
     row.full_layout = min(trials, key=lambda name: trials[name])
-    if row.full_layout == "contiguous":
-        model.to(memory_format=torch.contiguous_format)
-    given = formats[row.full_layout]
+    _convert(model, formats[row.full_layout])
+    given = images_in[row.full_layout]
     calls: dict[str, Callable[[], Any]] = {
         "full_ms": lambda: model(given),
         "crop_pad_ms": lambda: traced.run(image, plan),
@@ -298,6 +298,13 @@ def _time(row: Row, model: nn.Module, traced: TracedModel, image: Tensor, plan: 
                 times[name].append(_timed(call))
     for name, values in times.items():
         setattr(row, name, round(statistics.median(values), 2))
+
+
+def _convert(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay the weights out for a format; those of other ranks than four have none."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
 def _timed(call: Callable[[], Any]) -> float:
