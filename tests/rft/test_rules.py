@@ -126,6 +126,20 @@ CONVOLUTIONS = [
         barriers=1,
         tight=False,
     ),
+    function(
+        "pool-1d-tokens-max",
+        lambda x: x + F.max_pool1d(x.flatten(2), 9).mean(2)[..., None, None],
+        *P,
+        barriers=1,
+        tight=False,
+    ),
+    function(
+        "pool-1d-tokens-adaptive",
+        lambda x: x + F.adaptive_avg_pool1d(x.flatten(2), 4).mean(2)[..., None, None],
+        *P,
+        barriers=1,
+        tight=False,
+    ),
     layer("conv-unbatched", lambda: nn.Conv2d(3, 2, 3, 2, 1), 3, 9, 11),
     function(
         "conv-overload",
