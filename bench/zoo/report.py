@@ -110,16 +110,16 @@ def page(report: dict[str, Any]) -> str:
     paragraphs = (
         "# The model zoo",
         f"Made by `python -m bench.zoo --json bench/results/zoo.json --page docs/zoo.md{_options(report)}`; do not "
-        "edit by hand. The list is `bench/zoo/models.py`: the models were chosen before it was run and none was taken out; `bat_resnext26ts` "
-        "then got an image size of its own, since it refuses planes that are no multiple of its blocks.",
+        "edit by hand. The list is `bench/zoo/models.py`: the models were chosen before it was run and none was taken "
+        "out; `bat_resnext26ts` then got an image size of its own, since it refuses planes that are no multiple of its blocks.",
         f"{report['device']}, {_threads(report)}, float32, PyTorch {report['torch']}, {versions}, "
         f"{_commits(models)}; image {width}x{height} unless a model takes one size only. Random weights and "
         "statistics; outputs are feature maps of all strides, or the dense outputs of a detector or segmenter.",
         f"**{counts['models']} models: {counts['exact']} exact without barriers, {counts['barriers']} exact with "
         f"barriers reported, {counts['refused']} refused, {counts['wrong']} wrong, {counts['failed']} failed.** "
         f"{good - len(counts['judged_in_float64'])} of them are within 1e-4 in float32 (largest error "
-        f"{error(counts['largest_error'])}); {len(counts['judged_in_float64'])}, marked \\*, are not and were judged in "
-        "float64, see below the table.",
+        f"{error(counts['largest_error'])}); {len(counts['judged_in_float64'])}, marked \\*, are not and were judged "
+        "in float64, see below the table.",
         "Each model is asked for a corner cell, an edge cell, the centre cell and a patch of its deepest map, the "
         "centre of every other map, an odd patch at the lower edge of its largest map, and all maps at once. *Error* "
         "is the largest `max|traced - full| / max|full|` over all of them and both backends. *Share* is the share of "
@@ -164,8 +164,8 @@ def page(report: dict[str, Any]) -> str:
     if doubled := counts["judged_in_float64"]:
         told = (f"{n} (rounding {error(v['rounding'])}, error {error(v['error'])})" for n, v in doubled.items())
         text = (
-            "\\* Above 1e-4 in float32. With these random weights the full network in float32 is itself about as far from "
-            "float64 (*rounding*, which does not depend on this library), so crop-and-pad was compared in float64 "
+            "\\* Above 1e-4 in float32. With these random weights the full network in float32 is itself about as far "
+            "from float64 (*rounding*, which does not depend on this library), so crop-and-pad was compared in float64 "
             "(*error*; the limit is 1e-8). The native backend has no float64: for it this shows only that its error is "
             f"at most 4 times that rounding. {', '.join(told)}."
         )
