@@ -111,7 +111,8 @@ def page(report: dict[str, Any]) -> str:
         "# The model zoo",
         f"Made by `python -m bench.zoo --json bench/results/zoo.json --page docs/zoo.md{_options(report)}`; do not "
         "edit by hand. The list is `bench/zoo/models.py`: the models were chosen before it was run and none was taken "
-        "out; `bat_resnext26ts` then got an image size of its own, since it refuses planes that are no multiple of its blocks.",
+        "out; `bat_resnext26ts` then got an "
+        "image size of its own, since it refuses planes that are no multiple of its blocks.",
         f"{report['device']}, {_threads(report)}, float32, PyTorch {report['torch']}, {versions}, "
         f"{_commits(models)}; image {width}x{height} unless a model takes one size only. Random weights and "
         "statistics; outputs are feature maps of all strides, or the dense outputs of a detector or segmenter.",
