@@ -128,7 +128,8 @@ def test_one_node_may_be_several_outputs_and_an_output_may_be_an_input_or_consta
     torch.testing.assert_close(outputs[1], want[:, :, 4:5, 4:5])
     assert torch.equal(outputs[2], x[:, :, :2])
     assert torch.equal(outputs[3], model.count)
-    assert plan.macs == 2 * 18 * 25  # the hull of both, once
+    assert plan.macs == 2 * 18 * 2  # both cells, and not what lies between them
+    assert plan.hull_macs == 2 * 18 * 25
 
 
 def sliced_write(self: Function, x: Tensor) -> Tensor:
