@@ -77,11 +77,6 @@ class Binding:
         for unit in order:
             self.launches += binder.named(unit)
 
-    @property
-    def cells(self) -> int:
-        """Of all windows together, at most: what the grids are sized for."""
-        return sum(bound.cells for bound in self.bounds)
-
 
 @dataclass(frozen=True)
 class _Binder:

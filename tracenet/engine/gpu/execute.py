@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class GpuExecutor:
     def __init__(self, graph: Graph, device: torch.device) -> None:
         self.program = GpuProgram(lower(graph), device, "float32")
         self.session = GpuSession(self.program)
+        self._lock = threading.Lock()  # from an input that is set to the outputs that are copied, one run at a time
         self._graph = graph
         self._source = sources(graph)
         self._numbers = {plane.name: i for i, plane in enumerate(self.program.schedule.planes)}
@@ -69,6 +71,10 @@ class GpuExecutor:
         Raises:
             ExecutionError: a launch failed.
         """
+        with self._lock:
+            return self._run(plan, inputs)
+
+    def _run(self, plan: Plan, inputs: Sequence[Tensor | Patch]) -> Outputs:
         parameters = {}
         for position, (node, given) in enumerate(zip(self._graph.inputs, inputs, strict=True)):
             if node not in plan.by_node or not (is_plane(node) or is_vector(node)):
