@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
-EXTRAS ?= dev,train,eval
+EXTRAS ?= dev,train,eval,viewer
 
 VENV   := .venv
 BIN    := $(VENV)/bin
