@@ -1,8 +1,10 @@
-"""Any ConvNet: which of a list of models trace exactly, which report barriers, and what is gained.
+r"""Any ConvNet: which of a list of models trace exactly, which report barriers, and what is gained.
 
     python -m bench.zoo --json out.json
     python -m bench.zoo --json out.json --only resnet18 --only fcos --again
-    python -m bench.zoo --json bench/results/zoo.json --page docs/zoo.md
+    python -m bench.zoo --json bench/results/zoo_large.json --large --size 1024x768 --seconds 600
+    python -m bench.zoo --json bench/results/zoo.json --page docs/zoo.md --with-large bench/results/zoo_large.json \
+        --picture docs/zoo_break_even.png
 
 Every model runs in a process of its own with limits of time and memory. The file is written after each; the same
 command goes on where it stopped. ``--repeats 0`` checks without timing. Needs ``pip install 'tracenet[bench]'``.
@@ -14,14 +16,16 @@ import argparse
 import gc
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.zoo.models import MODELS, SIZE, Entry
-from bench.zoo.report import page, summary, table
+from bench.zoo.models import LARGE, MODELS, SIZE, Entry
+from bench.zoo.picture import draw
+from bench.zoo.report import load, page, summary, table
 from bench.zoo.sweep import Settings, limit_memory, own_command, sweep
 from tracenet.files import check_target, save_json, save_text
 from tracenet_kernels.errors import InputError, TraceNetError
@@ -37,9 +41,16 @@ def main() -> None:
         _one(_chosen([options.one])[0], settings, options.json)
         return
     try:
-        report = _run(_chosen(options.only)[: options.limit], settings, options.json, options.again)
+        report = _run(
+            _chosen(LARGE if options.large else options.only)[: options.limit], settings, options.json, options.again
+        )
+        large = None if options.with_large is None else load(options.with_large)
+        if options.picture is not None:
+            check_target(options.picture)
+            draw(report, options.picture)
         if options.page is not None:
-            save_text(page(report), options.page)
+            picture = None if options.picture is None else options.picture.name
+            save_text(page(report, large, picture), options.page)
     except TraceNetError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from error
@@ -54,6 +65,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="file to write, or to go on with")
     parser.add_argument("--page", type=Path, help="also write the results as a page")
+    parser.add_argument("--with-large", type=Path, metavar="JSON", help="results of --large, for a part of the page")
+    parser.add_argument("--picture", type=Path, help="also draw speed-up against share; the page shows it")
+    parser.add_argument("--large", action="store_true", help="only the models that are measured on large images too")
     parser.add_argument("--only", action="append", metavar="NAME", help="only this model; may be repeated")
     parser.add_argument("--again", action="store_true", help="measure also what the file holds already")
     parser.add_argument("--limit", type=int, help="only the first models of the list")
@@ -74,7 +88,7 @@ def _size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _chosen(names: list[str] | None) -> list[Entry]:
+def _chosen(names: Sequence[str] | None) -> list[Entry]:
     if names is None:
         return list(MODELS)
     by_name = {entry.name: entry for entry in MODELS}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ DOUBLE_TOLERANCE = 1e-8
 NOTHING_LIKE = 1e9
 """An error that JSON can hold, of what cannot be compared."""
 Request = dict[int | str, Window]
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -40,6 +42,9 @@ class Row:
 
     ``rounding`` (how far the full network in float32 is from itself in float64) and ``max_rel_error_double`` are only
     measured where an error is above the tolerance.
+
+    The timed requests are the centre cell of the deepest map (``mac_share``, ``crop_pad_ms``, ``native_ms``) and, under
+    names with ``shallow``, of the map named ``shallow``: that of the largest stride up to 8. ``full_ms`` serves both.
 
     ``load`` is the machine's load average when the model was done: above the number of cores, times are disturbed.
 
@@ -71,6 +76,10 @@ class Row:
     full_layout: str = ""
     crop_pad_ms: float | None = None
     native_ms: float | None = None
+    shallow: str | None = None
+    mac_share_shallow: float | None = None
+    crop_pad_shallow_ms: float | None = None
+    native_shallow_ms: float | None = None
     seconds: float = 0.0
     load: float = 0.0
     status: str = "failed"
@@ -94,22 +103,23 @@ def measure(row: Row, model: nn.Module, size: tuple[int, int], repeats: int) -> 
         traced = tracenet.trace(model, image)
         row.nodes = sum(node.op not in (INPUT, CONSTANT) for node in traced.graph.nodes)
         row.outputs = {name: list(value.shape) for name, value in full.items()}
-        requests = requests_of(traced.graph)
-        plans = {name: traced.plan(request) for name, request in requests.items()}
-        row.errors = {name: max_error(full, traced.run(image, plan), plan) for name, plan in plans.items()}
+        plans = _plans(traced)
+        row.errors = _for_each(plans, lambda plan: max_error(full, traced.run(image, plan), plan))
     except TraceNetError as error:
         row.status, row.reason = "refused", f"{type(error).__name__}: {error}"
         return
     row.max_rel_error = max(row.errors.values())
-    _count(row, plans)
-    row.native_max_rel_error, row.native_reason = _native_error(full, traced, image, plans)
+    _count(row, plans, size)
+    native = _for_each(plans, lambda plan: _native(full, traced, image, plan))
+    row.native_max_rel_error = max((error for error in native.values() if isinstance(error, float)), default=None)
+    row.native_reason = native["centre"] if isinstance(native["centre"], str) else ""
     judge(row)
     row.far_pixels_matter = _far_pixels_matter(model, image, full, plans["corner"])
     if row.status == "wrong":
         _judge_in_double(row, model, image, full)
         model.float()
     if repeats and row.status in ("exact", "barriers"):
-        _time(row, model, traced, image, plans["centre"], repeats)
+        _time(row, model, traced, image, plans, [n for n, error in native.items() if isinstance(error, float)], repeats)
 
 
 def outputs_of(result: Any) -> dict[str, Tensor]:
@@ -146,6 +156,28 @@ def requests_of(graph: Graph) -> dict[str, Request]:
     requests["odd patch of the largest"] = {largest: _odd_patch(planes[largest])}
     requests["all at the centre"] = {name: _centre(plane) for name, plane in planes.items()}
     return requests
+
+
+def _plans(traced: TracedModel) -> dict[str, Plan]:
+    """A plan per request; requests that ask for the same share one."""
+    plans: dict[str, Plan] = {}
+    for name, request in requests_of(traced.graph).items():
+        same = (plan for plan in plans.values() if plan.request == request)
+        plans[name] = next(same, None) or traced.plan(request)
+    return plans
+
+
+def _for_each(plans: Mapping[str, Plan], function: Callable[[Plan], Result]) -> dict[str, Result]:
+    """``function`` of every plan, called once for those that requests share."""
+    results = {plan: function(plan) for plan in dict.fromkeys(plans.values())}
+    return {name: results[plan] for name, plan in plans.items()}
+
+
+def shallow_output(graph: Graph, rows: int) -> str | None:
+    """The output of the largest stride up to 8, if one has rows and columns."""
+    strides = {name: rows / node.plane[0] for name, node in graph.outputs.items() if node.layout is not None}
+    near = [name for name, stride in strides.items() if 1 <= stride <= 8.5]
+    return max(near, key=lambda name: strides[name], default=None)
 
 
 def _centre(plane: tuple[int, int]) -> Window:
@@ -193,35 +225,27 @@ def judge(row: Row) -> None:
         row.status, row.reason = "exact", ""
 
 
-def _count(row: Row, plans: Mapping[str, Plan]) -> None:
+def _count(row: Row, plans: Mapping[str, Plan], size: tuple[int, int]) -> None:
     barriers = {(b.name, b.op, b.reason) for plan in plans.values() for b in plan.barriers}
     kinds = Counter(f"{op.removeprefix('aten.')} ({_kind(reason)})" for _, op, reason in barriers)
     row.barriers, row.barrier_ops = len(barriers), dict(kinds.most_common())
     whole = plans["centre"].full_macs
     row.full_gmacs = round(whole / 1e9, 3)
+    row.shallow = shallow_output(plans["centre"].graph, size[0])
     if whole:
-        row.mac_share = round(plans["centre"].macs / whole, 4)
-        row.mac_share_patch = round(plans["patch"].macs / whole, 4)
+        row.mac_share = round(plans["centre"].macs / whole, 6)
+        row.mac_share_patch = round(plans["patch"].macs / whole, 6)
         row.mac_share_by_output = {
-            str(next(iter(plan.request))): round(plan.macs / whole, 4)
+            str(next(iter(plan.request))): round(plan.macs / whole, 6)
             for name, plan in plans.items()
             if name.startswith("centre")
         }
+        row.mac_share_shallow = None if row.shallow is None else row.mac_share_by_output[row.shallow]
 
 
 def _kind(reason: str) -> str:
     """A barrier's reason without the names of nodes."""
     return "reads across the plane" if reason.startswith("reads ") and reason.endswith("across its plane") else reason
-
-
-def _native_error(
-    full: Mapping[str, Tensor], traced: TracedModel, image: Tensor, plans: Mapping[str, Plan]
-) -> tuple[float | None, str]:
-    """Largest error of the native backend over the plans that it runs, and why it does not run the timed one."""
-    results = {name: _native(full, traced, image, plan) for name, plan in plans.items()}
-    errors = [result for result in results.values() if isinstance(result, float)]
-    timed = results["centre"]
-    return max(errors, default=None), timed if isinstance(timed, str) else ""
 
 
 def _native(full: Mapping[str, Tensor], traced: TracedModel, image: Tensor, plan: Plan) -> float | str:
@@ -242,8 +266,8 @@ def _judge_in_double(row: Row, model: nn.Module, image: Tensor, full: Mapping[st
         precise = outputs_of(model(image))
     row.rounding = max(float((precise[n] - full[n]).abs().max() / precise[n].abs().max()) for n in full)
     traced = tracenet.trace(model, image)
-    plans = [traced.plan(request) for request in requests_of(traced.graph).values()]
-    row.max_rel_error_double = max(max_error(precise, traced.run(image, plan), plan) for plan in plans)
+    errors = _for_each(_plans(traced), lambda plan: max_error(precise, traced.run(image, plan), plan))
+    row.max_rel_error_double = max(errors.values())
     worst = max(row.max_rel_error or 0.0, row.native_max_rel_error or 0.0)
     if row.max_rel_error_double <= DOUBLE_TOLERANCE and worst <= 4 * row.rounding:
         judged = Row(row.name, max_rel_error=0.0, barrier_ops=row.barrier_ops)
@@ -270,8 +294,46 @@ def _far_pixels_matter(model: nn.Module, image: Tensor, full: Mapping[str, Tenso
     return False
 
 
-def _time(row: Row, model: nn.Module, traced: TracedModel, image: Tensor, plan: Plan, repeats: int) -> None:
-    """Medians of interleaved runs at one request; the full network in the memory format that is faster."""
+def _time(
+    row: Row,
+    model: nn.Module,
+    traced: TracedModel,
+    image: Tensor,
+    plans: Mapping[str, Plan],
+    native: Collection[str],
+    repeats: int,
+) -> None:
+    """Medians of interleaved runs at the centre of the deepest and of the shallow map.
+
+    The full network runs in the memory format that is faster. ``native`` names the plans that this backend runs.
+    """
+    given = _in_faster_format(row, model, image)
+    calls: dict[str, Callable[[], Any]] = {"full_ms": lambda: model(given)}
+    for name, kind in _timed_plans(row, plans).items():
+        calls[f"crop_pad{kind}_ms"] = partial(traced.run, image, plans[name])
+        if name in native:
+            calls[f"native{kind}_ms"] = partial(traced.run, image, plans[name], backend="native")
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.inference_mode():
+        for call in calls.values():
+            call()
+        for _ in range(repeats):
+            for name, call in calls.items():
+                times[name].append(_timed(call))
+    for name, values in times.items():
+        setattr(row, name, round(statistics.median(values), 3))
+    if row.shallow is not None and row.shallow in plans["centre"].request:  # the deepest map is the shallow one
+        row.crop_pad_shallow_ms, row.native_shallow_ms = row.crop_pad_ms, row.native_ms
+
+
+def _timed_plans(row: Row, plans: Mapping[str, Plan]) -> dict[str, str]:
+    """Requests that are timed, and what the names of their times hold."""
+    shallow = f"centre of {row.shallow}"
+    return {"centre": "", shallow: "_shallow"} if shallow in plans else {"centre": ""}
+
+
+def _in_faster_format(row: Row, model: nn.Module, image: Tensor) -> Tensor:
+    """Lay model and image out in the memory format in which the full network is faster."""
     formats = {"contiguous_format": torch.contiguous_format, "channels_last": torch.channels_last}
     images_in = {name: image.contiguous(memory_format=memory_format) for name, memory_format in formats.items()}
     trials: dict[str, float] = {}
@@ -282,22 +344,7 @@ def _time(row: Row, model: nn.Module, traced: TracedModel, image: Tensor, plan: 
             trials[name] = min(_timed(lambda given=images_in[name]: model(given)) for _ in range(2))
     row.full_layout = min(trials, key=lambda name: trials[name])
     _convert(model, formats[row.full_layout])
-    given = images_in[row.full_layout]
-    calls: dict[str, Callable[[], Any]] = {
-        "full_ms": lambda: model(given),
-        "crop_pad_ms": lambda: traced.run(image, plan),
-    }
-    if not row.native_reason:
-        calls["native_ms"] = lambda: traced.run(image, plan, backend="native")
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    with torch.inference_mode():
-        for call in calls.values():
-            call()
-        for _ in range(repeats):
-            for name, call in calls.items():
-                times[name].append(_timed(call))
-    for name, values in times.items():
-        setattr(row, name, round(statistics.median(values), 2))
+    return images_in[row.full_layout]
 
 
 def _convert(model: nn.Module, memory_format: torch.memory_format) -> None:

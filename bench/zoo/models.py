@@ -107,3 +107,12 @@ MODELS: tuple[Entry, ...] = (
     *(Entry(f"smp_{name}", "encoder-decoder", "smp") for name in _SMP.split()),
     *(Entry(name, family, "own") for family, name in _OWN.items()),
 )
+
+LARGE: tuple[str, ...] = tuple(
+    """
+    resnet18 resnext50_32x4d regnetx_002 densenet121 vgg11_bn dla34 hrnet_w18_small cspdarknet53 mobilenetv1_100
+    mobilenetv2_050 efficientnet_b0 efficientnet_lite0 repvgg_a0 vovnet39a convnext_atto fasternet_t0 shufflenet_v2
+    squeezenet smp_Unet hrnet_segmentation fcos retinanet yolo_csp_pan tracenet_r50_fpn
+    """.split()
+)
+"""Models that are also measured on a large image, where a deep cell does not see everything."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import textwrap
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from bench.zoo.models import MODELS
+from bench.zoo.picture import REQUESTS, points
+from tracenet_kernels.errors import InputError
 
 STATUSES = ("exact", "barriers", "refused", "wrong", "failed")
 Model = dict[str, Any]
@@ -28,7 +32,9 @@ def milliseconds(value: float | None) -> str:
 
 def share(value: float | None) -> str:
     """A share in percent."""
-    return "" if value is None else f"{100 * value:.0f} %"
+    if value is None:
+        return ""
+    return f"{100 * value:.0f} %" if value >= 0.095 or not value else f"{100 * value:.1g} %"
 
 
 def error(value: float | None) -> str:
@@ -53,11 +59,26 @@ def summary(models: list[Model]) -> dict[str, Any]:
         "judged_in_float64": {
             m["name"]: {"rounding": m["rounding"], "error": m["max_rel_error_double"]} for m in models if _amplifies(m)
         },
+        "faster_than_full": {
+            f"{backend}{kind}": _faster(models, backend, share, kind)
+            for _, share, kind in REQUESTS
+            for backend in ("native", "crop_pad")
+        },
         "barriers_in_models_by_op": dict(barriers.most_common()),
         "barriers_not_confirmed": [
             m["name"] for m in models if m["status"] == "barriers" and m["far_pixels_matter"] is False
         ],
         "failures": failures,
+    }
+
+
+def _faster(models: list[Model], backend: str, share: str, kind: str) -> dict[str, float]:
+    """How many models are faster than their full network at a request, of how many, and the median speed-up."""
+    speeds = [speed for _, speed in points(models, backend, share, kind)]
+    return {
+        "faster": sum(speed > 1 for speed in speeds),
+        "of": len(speeds),
+        "median": round(statistics.median(speeds or [0.0]), 2),
     }
 
 
@@ -70,7 +91,8 @@ def _amplifies(model: Model) -> bool:
     return model["max_rel_error_double"] is not None and model["status"] in ("exact", "barriers")
 
 
-COLUMNS = ("model", "status", "nodes", "barriers", "error", "GMACs", "share", "patch", "full", "crop-pad", "native")
+COLUMNS = ("model", "status", "nodes", "barriers", "error", "GMACs", "full", "share", "patch", "crop-pad", "native",
+           "shallow", "crop-pad", "native")  # fmt: skip
 
 
 def cells(model: Model) -> list[str]:
@@ -83,11 +105,14 @@ def cells(model: Model) -> list[str]:
         "" if model["barriers"] is None else str(model["barriers"]),
         error(model["max_rel_error"]),
         "" if gmacs is None else f"{gmacs:.1f}" if gmacs >= 1 else f"{gmacs:.2f}",
+        milliseconds(model["full_ms"]),
         share(model["mac_share"]),
         share(model["mac_share_patch"]),
-        milliseconds(model["full_ms"]),
         milliseconds(model["crop_pad_ms"]),
         milliseconds(model["native_ms"]),
+        share(model.get("mac_share_shallow")),
+        milliseconds(model.get("crop_pad_shallow_ms")),
+        milliseconds(model.get("native_shallow_ms")),
     ]
 
 
@@ -101,18 +126,33 @@ def table(report: dict[str, Any]) -> Table:
     return shown
 
 
-def page(report: dict[str, Any]) -> str:
-    """The page ``docs/zoo.md``."""
+def load(path: Path) -> dict[str, Any]:
+    """Results that a run has written.
+
+    Raises:
+        InputError: the file is not there or holds something else.
+    """
+    try:
+        report = json.loads(path.read_text())
+        report["models"], report["settings"]["size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} holds no results of this benchmark; run it with --json {path} first") from error
+    return dict(report)
+
+
+def page(report: dict[str, Any], large: dict[str, Any] | None = None, picture: str | None = None) -> str:
+    """The page ``docs/zoo.md``; ``large`` are results on larger images, ``picture`` stands beside the page."""
     models, counts = in_order(report["models"]), summary(report["models"])
     height, width = report["settings"]["size"]
     good = counts["exact"] + counts["barriers"]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     paragraphs = (
         "# The model zoo",
-        f"Made by `python -m bench.zoo --json bench/results/zoo.json --page docs/zoo.md{_options(report)}`; do not "
-        "edit by hand. The list is `bench/zoo/models.py`: the models were chosen before it was run and none was taken "
-        "out; `bat_resnext26ts` then got an "
-        "image size of its own, since it refuses planes that are no multiple of its blocks.",
+        f"Made by `python -m bench.zoo --json bench/results/zoo.json --page docs/zoo.md{_more(large, picture)}"
+        f"{_options(report)}`; do not edit by hand. The list is "
+        "`bench/zoo/models.py`: the models were chosen before it was run and none was taken out; "
+        "`bat_resnext26ts` then got an image size of its own, since it refuses planes that are no multiple of "
+        "its blocks.",
         f"{report['device']}, {_threads(report)}, float32, PyTorch {report['torch']}, {versions}, "
         f"{_commits(models)}; image {width}x{height} unless a model takes one size only. Random weights and "
         "statistics; outputs are feature maps of all strides, or the dense outputs of a detector or segmenter.",
@@ -126,33 +166,28 @@ def page(report: dict[str, Any]) -> str:
         "is the largest `max|traced - full| / max|full|` over all of them and both backends. *Share* is the share of "
         "the full network's multiply-adds that the centre cell of the deepest map needs, *patch* the same for a patch "
         "of about a ninth of that map, *shallow* for the centre cell of the map of the largest stride up to 8.",
-        "Times are medians in ms of interleaved runs at the centre cell of the deepest map: *full* in eager PyTorch, "
-        "in the memory format that is faster for it; *crop-pad* and *native* through the tracer, the latter with "
-        "PyTorch between kernels where there is none. Deep maps of a small image see nearly all of it: what is saved "
-        f"there is little. {_load(report)}",
+        "Times are medians in ms of interleaved runs: *full* in eager PyTorch, in the memory format that is faster for "
+        "it; *crop-pad* and *native* through the tracer, the latter with PyTorch between kernels where there is none. "
+        "The times after *patch* are at the centre cell of the deepest map, those after *shallow* at that of the "
+        "shallow map. Deep maps of a small image see nearly all of it: what is saved there is little. "
+        f"{_load(report)}",
+        _told(counts["faster_than_full"]),
     )
     lines = [line for paragraph in paragraphs for line in (*textwrap.wrap(paragraph, 118), "")]
-    header = ("model", "family", "status", "nodes", "barriers", "error", "GMACs", "share", "patch", "shallow", "full",
-              "crop-pad", "native")  # fmt: skip
-    lines.append("| " + " | ".join(header) + " |")
-    lines.append("| --- | --- | --- |" + " ---: |" * (len(header) - 3))
-    for model in models:
-        name, status, nodes, barriers, _, gmacs, centre, patch, *times = cells(model)
-        worst = error(max(_errors(model), default=None)) + ("*" if _amplifies(model) else "")
-        row = (
-            name,
-            model["family"],
-            status,
-            nodes,
-            barriers,
-            worst,
-            gmacs,
-            centre,
-            patch,
-            share(_shallow(model)),
-            *times,
+    if picture is not None:
+        lines += [f"![Speed-up over the full network against the share of its multiply-adds]({picture})", ""]
+    lines += _rows(models)
+    if large is not None:
+        height, width = large["settings"]["size"]
+        text = (
+            f"Made by `python -m bench.zoo --json bench/results/zoo_large.json --large --size {width}x{height} "
+            f"--seconds {large['settings']['seconds']:.0f}{_options(large)}` on {large['device']}, {_threads(large)}, "
+            f"PyTorch {large['torch']}, {_commits(large['models'])}. Columns as above. {_load(large)} "
+            + _told(summary(large["models"])["faster_than_full"])
         )
-        lines.append("| " + " | ".join(row) + " |")
+        lines += ["", f"## On images of {width}x{height}", "", *textwrap.wrap(text, 118), ""]
+        lines += _rows(in_order(large["models"]))
+        lines += ["", *(f"- `{name}`: {reason}" for name, reason in summary(large["models"])["failures"].items())]
     lines += ["", "## Barriers by operation", "", "| operation | models |", "| --- | ---: |"]
     lines += [f"| {what} | {count} |" for what, count in counts["barriers_in_models_by_op"].items()]
     if counts["barriers_not_confirmed"]:
@@ -174,6 +209,35 @@ def page(report: dict[str, Any]) -> str:
     lines += ["", "## Failures", ""]
     lines += [f"- `{name}`: {reason}" for name, reason in counts["failures"].items()] or ["None."]
     return "\n".join(lines) + "\n"
+
+
+def _rows(models: list[Model]) -> list[str]:
+    header = ("model", "family", *COLUMNS[1:])
+    lines = ["| " + " | ".join(header) + " |", "| --- | --- | --- |" + " ---: |" * (len(header) - 3)]
+    for model in models:
+        name, status, nodes, barriers, _, *rest = cells(model)
+        worst = error(max(_errors(model), default=None)) + ("*" if _amplifies(model) else "")
+        lines.append("| " + " | ".join((name, model["family"], status, nodes, barriers, worst, *rest)) + " |")
+    return lines
+
+
+def _told(faster: dict[str, dict[str, float]]) -> str:
+    """How often the windows are faster, in words."""
+    parts = []
+    for title, _, kind in REQUESTS:
+        native, crop_pad = faster[f"native{kind}"], faster[f"crop_pad{kind}"]
+        if native["of"] and crop_pad["of"]:
+            parts.append(
+                f"At the {title}, native is faster than the full network in {native['faster']} of {native['of']} "
+                f"models (median {native['median']} times), crop-and-pad in {crop_pad['faster']} of {crop_pad['of']} "
+                f"({crop_pad['median']} times)."
+            )
+    return " ".join(parts) or "No times were taken."
+
+
+def _more(large: dict[str, Any] | None, picture: str | None) -> str:
+    options = "" if large is None else " --with-large bench/results/zoo_large.json"
+    return options + ("" if picture is None else f" --picture docs/{picture}")
 
 
 def _options(report: dict[str, Any]) -> str:
@@ -199,12 +263,3 @@ def _commits(models: list[Model]) -> str:
     counts = Counter(model["commit"] for model in models)
     names = ", ".join(f"`{commit}` ({count})" if len(counts) > 1 else f"`{commit}`" for commit, count in counts.items())
     return f"commit {names}" if len(counts) == 1 else f"commits {names}"
-
-
-def _shallow(model: Model) -> float | None:
-    """Share of the map of the largest stride up to 8."""
-    shares = model["mac_share_by_output"] or {}
-    rows = model["size"][0]
-    strides = {name: rows / shape[-2] for name, shape in (model["outputs"] or {}).items() if len(shape) == 4}
-    near = [name for name in shares if 1 <= strides.get(name, 0) <= 8.5]
-    return shares[max(near, key=lambda name: (strides[name], shares[name]))] if near else None

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from bench.zoo.build import build, randomise
 from bench.zoo.measure import TOLERANCE, Row, judge, measure
-from bench.zoo.models import MODELS, Entry
-from bench.zoo.report import page, summary
+from bench.zoo.models import LARGE, MODELS, Entry
+from bench.zoo.picture import draw, points
+from bench.zoo.report import load, page, summary
 from bench.zoo.sweep import Settings, sweep
 from tracenet_kernels.errors import InputError
 
@@ -53,6 +54,21 @@ def test_times_are_taken_where_asked_for() -> None:
     row = row_of(build(entry_of("squeezenet"), SIZE), repeats=1)
     assert row.full_ms and row.crop_pad_ms
     assert bool(row.native_ms) == (not row.native_reason)
+    assert row.shallow == "1" and row.crop_pad_shallow_ms
+    assert row.mac_share_shallow is not None and row.mac_share is not None and row.mac_share_shallow < row.mac_share
+
+
+def test_one_map_is_deepest_and_shallow_and_requests_that_are_the_same_run_once() -> None:
+    row = row_of(nn.Conv2d(3, 4, 3, 4, 1), repeats=1)
+    assert row.shallow == "output"
+    assert row.mac_share_shallow == row.mac_share
+    assert (row.crop_pad_shallow_ms, row.native_shallow_ms) == (row.crop_pad_ms, row.native_ms)
+    assert row.errors is not None and row.errors["all at the centre"] == row.errors["centre"]
+
+
+def test_no_map_is_shallow_where_all_are_deep_or_flat() -> None:
+    assert row_of(nn.Conv2d(3, 4, 16, 16)).shallow is None
+    assert row_of(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())).shallow is None
 
 
 class Gated(nn.Module):
@@ -160,6 +176,36 @@ def test_a_process_that_dies_is_recorded_and_ends_nothing_else(tmp_path: Path) -
     text = page(report)
     assert "| a | A | exact | 3 | 0 |" in text and "SIGSEGV" in text
     assert summary(report["models"])["failed"] == 1
+
+
+TIMED = dict(MEASURED, mac_share_shallow=0.1, full_ms=8.0, native_ms=2.0, crop_pad_ms=10.0, native_shallow_ms=0.5)
+
+
+def test_the_page_says_how_often_windows_are_faster_and_has_a_part_for_large_images(tmp_path: Path) -> None:
+    report = {**ABOUT, "settings": Settings().plain(), "models": [dict(TIMED, name="a", commit="abc")]}
+    large = {**report, "settings": Settings((768, 1024), seconds=600).plain()}
+    text = page(report, large, "dots.png")
+    assert "native is faster than the full network in 1 of 1 models (median 4.0 times)" in text.replace("\n", " ")
+    assert "## On images of 1024x768" in text and "--large --size 1024x768 --seconds 600" in text.replace("\n", " ")
+    assert "](dots.png)" in text and "--with-large" in text
+    assert "On images of" not in page(report)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(InputError, match="run it with --json"):
+        load(tmp_path / "other.json")
+
+
+def test_the_picture_has_a_dot_per_model_that_was_timed(tmp_path: Path) -> None:
+    models = [dict(TIMED, name="a"), dict(MEASURED, name="untimed")]
+    assert points(models, "native", "mac_share", "") == [(0.5, 4.0)]
+    assert points(models, "native", "mac_share_shallow", "_shallow") == [(0.1, 16.0)]
+    assert points(models, "crop_pad", "mac_share_shallow", "_shallow") == []
+    draw({**ABOUT, "settings": Settings().plain(), "models": models}, tmp_path / "dots.png")
+    assert (tmp_path / "dots.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_models_for_large_images_are_on_the_list() -> None:
+    assert len(set(LARGE)) == len(LARGE) >= 20
+    assert set(LARGE) <= {entry.name for entry in MODELS}
 
 
 def test_a_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
