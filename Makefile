@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
-EXTRAS ?= dev,train,eval,viewer
+EXTRAS ?= dev,train,eval,viewer,docs
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -17,13 +17,14 @@ STAMP  := $(VENV)/.installed
 CPP    := $(shell find csrc -type f \( -name '*.hpp' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install test sanitize aot demo lint format env clean
+.PHONY: help install test sanitize aot demo docs lint format env clean
 
 help:
 	@echo "make test     install into $(VENV) and run the tests"
 	@echo "make sanitize run the C++ tests under AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make aot      compile every GPU kernel ahead of time and check its machine code; needs no GPU"
 	@echo "make demo     install into $(VENV) and segment a clicked object in a bundled photo"
+	@echo "make docs     build the documentation site into site/; open site/index.html"
 	@echo "make lint     ruff, mypy, clang-format, without changing anything"
 	@echo "make format   let ruff and clang-format rewrite the sources"
 	@echo "make env      what is installed, which backends work and why the others do not"
@@ -53,6 +54,9 @@ aot: install
 demo: install
 	$(BIN)/python -m tracenet.demo
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,5 +72,5 @@ env: install
 	$(BIN)/python -m tracenet_kernels.env_report
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tracenet_kernels/_C*.so
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tracenet_kernels/_C*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
