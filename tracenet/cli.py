@@ -1,4 +1,4 @@
-"""The command line: ``tracenet segment``, ``trace``, ``export-onnx``, ``evaluate``, ``teach``, ``tune``, ``costs``."""
+"""The command line: ``tracenet segment``, ``viewer``, ``trace``, ``export-onnx``, ``evaluate``, ``teach``, ..."""
 
 from __future__ import annotations
 
@@ -378,6 +378,32 @@ def tune(
         print(json.dumps(result))
         return
     print(f"{result['file']}: {result['keys']} configurations, {result['new']} new, {result['left']} left to measure")
+
+
+@app.command()
+def viewer(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of photos to offer.", metavar="[IMAGE_DIR]", show_default=False)
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file (default: the bundled one).")] = None,
+    backend: Annotated[str, typer.Option(help="auto, triton, native or torch.")] = "auto",
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback opens it to the network.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any that is free.")] = 8080,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Further name under which browsers may ask for the server.")
+    ] = None,
+    memory: Annotated[
+        int | None, typer.Option(help="MiB of decoded photos and kept features, of all visitors (default: 1536).")
+    ] = None,
+) -> None:
+    """Open a page in the browser where a click on a photo gives its mask; and serve other programs."""
+    try:
+        from tracenet.viewer.serve import serve
+    except ModuleNotFoundError as error:
+        raise InputError(f"the viewer needs {error.name}; install it with pip install 'tracenet[viewer]'") from error
+    serve(folder, checkpoint, backend, host, port, allow_host or (), memory)
 
 
 @app.command()

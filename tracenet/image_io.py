@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,12 +33,23 @@ _UPRIGHT = {
 _LIMIT = threading.Lock()
 
 
-def load_image(source: str | Path | bytes) -> Image.Image:
+def load_image(
+    source: str | Path | bytes,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] | None = None,
+    reduced_to: int | None = None,
+) -> Image.Image:
     """Open a photo file (or its bytes) as an upright RGB image.
 
+    Args:
+        source: path, or the file's content.
+        max_pixels: larger photos are refused before they are decoded.
+        formats: Pillow's names of the formats that may be read; all it knows by default.
+        reduced_to: where a format can be decoded at a fraction of its size (JPEG), the longest side needs no more
+            pixels than this; it is not shorter where the photo is not.
+
     Raises:
-        ImageError: the file does not exist, is not an image, is corrupt or truncated, or is larger than
-            :data:`MAX_PIXELS`.
+        ImageError: the file does not exist, is not an image, is corrupt or truncated, or is too large.
     """
     label = "the given bytes" if isinstance(source, bytes) else str(source)
     try:
@@ -48,18 +60,25 @@ def load_image(source: str | Path | bytes) -> Image.Image:
         raise ImageError(f"{label} is a folder; pass the path of a photo") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"{label!r} cannot be opened ({_reason(error)}); pass the path of a photo") from error
-    with file, _decoding(label), Image.open(file) as image:
-        _check_size(image.size, label)
+    with (
+        file,
+        decoding(label, max_pixels),
+        Image.open(file, formats=None if formats is None else tuple(formats)) as image,
+    ):
+        _check_size(image.size, label, max_pixels)
+        if reduced_to is not None:
+            share = min(1.0, reduced_to / max(image.size))
+            image.draft(None, (math.ceil(image.width * share), math.ceil(image.height * share)))
         image.load()
         return to_rgb(image)
 
 
 @contextmanager
-def _decoding(label: str) -> Iterator[None]:
+def decoding(label: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     """Pillow with this module's limit on pixels instead of its own, silent, and with every failure an ImageError."""
     with _LIMIT, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # decoders warn about metadata, and about sizes that are checked here
-        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
             yield
         except ImageError:
@@ -67,7 +86,7 @@ def _decoding(label: str) -> Iterator[None]:
         except UnidentifiedImageError as error:
             raise ImageError(f"{label} is not an image Pillow can read; pass a JPEG, PNG, WebP or TIFF file") from error
         except Image.DecompressionBombError as error:
-            raise ImageError(f"{label} is too large: {error}; at most {MAX_PIXELS} pixels are read") from error
+            raise ImageError(f"{label} is too large: {error}; at most {max_pixels} pixels are read") from error
         except Exception as error:  # damaged data makes decoders fail in any way
             raise ImageError(f"{label} is corrupt or truncated ({_reason(error)}); save it again") from error
         finally:
@@ -134,7 +153,7 @@ def as_image(value: Any) -> Image.Image:
         return load_image(value)
     if isinstance(value, Image.Image):
         _check_size(value.size, "the image")
-        with _decoding("the image"):
+        with decoding("the image"):
             return to_rgb(value)
     if not isinstance(value, np.ndarray):
         raise ImageError(f"set_image got a {type(value).__name__}; pass a PIL image or an [H, W, 3] uint8 array")
@@ -151,12 +170,12 @@ def as_image(value: Any) -> Image.Image:
     return to_rgb(Image.fromarray(np.ascontiguousarray(value)))
 
 
-def _check_size(size: tuple[int, int], label: str) -> None:
+def _check_size(size: tuple[int, int], label: str, max_pixels: int = MAX_PIXELS) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{label} is {width}x{height} pixels; it must have at least one")
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{label} is {width}x{height} pixels; at most {MAX_PIXELS} are read, reduce it first")
+    if width * height > max_pixels:
+        raise ImageError(f"{label} is {width}x{height} pixels; at most {max_pixels} are read, reduce it first")
 
 
 def _reason(error: Exception) -> str:

@@ -8,10 +8,11 @@ scale that answers is segmented (:mod:`tracenet.zoom`).
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,8 @@ class Predictor:
         last_levels: the levels that predicted the masks, ``(C,)`` or ``(B, C)``, likewise.
         last_zoom: the zoom factors at which they did, likewise; 1 without zoom.
         timings_ms: of the last ``set_image``, and of the last ``predict`` without and with ``capture``.
+        between_phases: called before every run of the network within ``predict``, if set. What it raises ends the call;
+            what was computed so far stays kept.
     """
 
     def __init__(
@@ -154,6 +157,7 @@ class Predictor:
         self.last_levels: np.ndarray | None = None
         self.last_zoom: np.ndarray | None = None
         self.timings_ms: dict[str, float] = {}
+        self.between_phases: Callable[[], None] | None = None
         self._source = model
         self._photo: Image.Image | None = None
         self._views: dict[Canvas, _View] = {}
@@ -175,6 +179,17 @@ class Predictor:
         choose(backend)  # a wrong name is refused before anything is read
         checkpoint = Checkpoint(bundled_checkpoint() if bundled else Path(str(name_or_path)))
         return cls(checkpoint, checkpoint.info.predictor, backend, **options)
+
+    def another(self) -> Predictor:
+        """A predictor on the same network and settings, with an image and kept features of its own.
+
+        Weights and captured graphs are shared, so it costs nothing. Predictors on one network may take turns; with the
+        torch backend they must not predict at the same time.
+        """
+        other = copy.copy(self)
+        other._views, other.timings_ms = {}, {}
+        other.reset_image()
+        return other
 
     @property
     def backend(self) -> str:
@@ -211,6 +226,10 @@ class Predictor:
         if self._photo is None:
             raise InputError("no image is set; call set_image(image) before predict")
         return prepare_scale(self._photo, scale, self.settings, self.config)
+
+    def new_session(self, scale: Scale, max_kept_bytes: int) -> Session:
+        """A session of its own at a scale of the current image that was looked at: nothing is kept in it yet."""
+        return self.network.session(self._view(scale).photo, scale.canvas, max_kept_bytes)
 
     @property
     def _base(self) -> _View:
@@ -390,6 +409,8 @@ class Predictor:
     def _run(
         self, view: _View, request: dict[str, Window], parameters: Parameters | None, done: ClickPlan
     ) -> tuple[PhasePlan, dict[str, NDArray[np.float32]]]:
+        if self.between_phases is not None:
+            self.between_phases()
         plan, outputs = view.session.run(request, parameters)
         done.factors[plan] = view.scale.factor
         if len(self._views) > 1 and self.kept_bytes > self.max_kept_bytes:

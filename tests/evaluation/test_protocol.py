@@ -14,8 +14,9 @@ from PIL import Image
 
 from tests.evaluation.objects import Square
 from tracenet.data import CocoDataset
+from tracenet.evaluation.dense import Overlap, dense_points
 from tracenet.evaluation.metrics import mta
-from tracenet.evaluation.protocol import ClickProtocol, Overlap, dense_points, evaluate_images
+from tracenet.evaluation.protocol import ClickProtocol, evaluate_images
 from tracenet.evaluation.results import ObjectResult
 from tracenet_kernels.errors import ImageError, InputError
 

@@ -21,8 +21,9 @@ from scipy.ndimage import distance_transform_edt
 
 from tracenet.data import deepest_interior_point
 from tracenet.evaluation.charts import DPI, picture
+from tracenet.evaluation.dense import Overlap, dense_points
 from tracenet.evaluation.metrics import HIT
-from tracenet.evaluation.protocol import Overlap, Segment, dense_points
+from tracenet.evaluation.protocol import Segment
 from tracenet.evaluation.run import full_network_segment
 from tracenet.files import check_picture_target, save_picture
 from tracenet.image_io import load_image

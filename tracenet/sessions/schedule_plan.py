@@ -15,6 +15,7 @@ class Planned(Protocol):
 
     Attributes:
         windows: plane name -> hull of what was computed, of every plane that was visited.
+        pieces: plane name -> windows that were computed, where there are any; they may overlap.
         step_macs: step name -> multiply-adds.
         macs, full_macs: of the request, and of the whole network.
         planning_us: time that windows took to plan.
@@ -22,6 +23,9 @@ class Planned(Protocol):
 
     @property
     def windows(self) -> dict[str, Window]: ...
+
+    @property
+    def pieces(self) -> dict[str, list[Window]]: ...
 
     @property
     def step_macs(self) -> dict[str, int]: ...
@@ -40,6 +44,16 @@ class SchedulePlan:
     """What one request computed; see :class:`tracenet.sessions.base.PhasePlan`."""
 
     barriers: tuple[str, ...] = ()
+
+    @property
+    def pieces(self) -> dict[str, list[Window]]:
+        """Plane name -> windows that its step computed; they may overlap."""
+        return self._planned.pieces
+
+    @property
+    def step_macs(self) -> dict[str, int]:
+        """Step name -> multiply-adds."""
+        return self._planned.step_macs
 
     def __init__(self, schedule: Schedule, request: Mapping[str, Window], planned: Planned) -> None:
         self.request = dict(request)

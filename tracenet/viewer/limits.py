@@ -1,0 +1,58 @@
+"""What one server gives to all who use it, and to each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a server.
+
+    Attributes:
+        max_bytes: of one photo that is sent.
+        max_pixels: of any photo, before it is decoded.
+        photos_per_visitor, bytes_per_visitor: photos that a visitor may have sent, and their bytes together.
+        visitors: those whose photos are kept; the one that was away for the longest time is forgotten first.
+        sent_bytes: photos that all visitors have sent; beyond it visitors are forgotten, likewise.
+        open_bytes: decoded photos and kept features of all visitors; beyond it the least recently clicked are closed.
+        kept_bytes: kept features of one photo of one visitor.
+        queue: clicks that wait, of all visitors.
+        queue_per_visitor: clicks of one visitor that wait, where older ones are not superseded.
+        tolerance_jobs: click tolerances that are not done, of all visitors; each may have one.
+        tolerance_clicks: of one of them.
+        points: of one request.
+        json_bytes: of a request, an image in it apart.
+        receiving_bytes: bodies of all requests that are being received.
+        body_seconds, idle_seconds: for a whole body, and between two pieces of it.
+        head_seconds: for the head of a request.
+        connections: open at once.
+        reading: photos that wait for being decoded, thumbnails among them.
+        thumbnail_bytes: thumbnails kept.
+        folder_photos: of a folder, the first by name.
+    """
+
+    max_bytes: int = 32 * MIB
+    max_pixels: int = 50_000_000
+    photos_per_visitor: int = 16
+    bytes_per_visitor: int = 128 * MIB
+    visitors: int = 256
+    sent_bytes: int = 512 * MIB
+    open_bytes: int = 1536 * MIB
+    kept_bytes: int = 512 * MIB
+    queue: int = 32
+    queue_per_visitor: int = 4
+    tolerance_jobs: int = 8
+    tolerance_clicks: int = 2000
+    points: int = 32
+    json_bytes: int = 256 << 10
+    receiving_bytes: int = 256 * MIB
+    body_seconds: float = 60.0
+    idle_seconds: float = 10.0
+    head_seconds: float = 10.0
+    connections: int = 512
+    reading: int = 64
+    thumbnail_bytes: int = 32 * MIB
+    folder_photos: int = 2000
