@@ -26,7 +26,7 @@ from tracenet.global_context import (
 from tracenet.graph import Graph, Node, capture, fold_batch_norm
 from tracenet.rft.context import EXACT, global_vectors
 from tracenet.rft.layouts import infer_layouts
-from tracenet.rft.trace import MAX_PIECES, MIN_SAVING, Asked, Kept, Plan, plan_windows
+from tracenet.rft.trace import MAX_PIECES, MIN_SAVING, Asked, Kept, Plan, plan_windows, resolve_output
 from tracenet_kernels.backends import AUTO, BACKENDS, choose
 from tracenet_kernels.errors import BackendError, InputError, RequestError, ScheduleError
 
@@ -49,6 +49,7 @@ class TracedModel:
         self.graph = graph
         infer_layouts(graph)
         self._native: NativeExecutor | None = None
+        self._unreduced: NativeExecutor | None = None
         self._gpu: GpuExecutor | None = None
         self._native_lock = threading.Lock()
         self._twin: weakref.ref[TracedModel] | None = None
@@ -248,14 +249,22 @@ class TracedModel:
             assert self._gpu is not None
             return self._gpu.run(plan, given), {}
         if chosen == "native":
-            return self._executor().run(plan, given), {}
+            return self._executor(plan).run(plan, given), {}
         return crop_pad.run_plan(plan, given, store, keep)
 
-    def _executor(self) -> NativeExecutor:
-        """The native program and a session, made when first asked for."""
+    def _executor(self, plan: Plan) -> NativeExecutor:
+        """The native program and a session, made when first asked for.
+
+        Plans that come by global vectors in another way than by a kernel, or ask for them, have a program of their own.
+        """
         from tracenet.engine.execute import NativeExecutor
 
+        nodes = [resolve_output(self.graph, key) for key in plan.request]
         with self._native_lock:
+            if plan.global_context != EXACT or global_vectors(nodes):
+                if self._unreduced is None:
+                    self._unreduced = NativeExecutor(self.graph, reduce=False)
+                return self._unreduced
             if self._native is None:
                 twin = None if self._twin is None else self._twin()
                 self._native = NativeExecutor(self.graph, None if twin is None else twin._native)
@@ -278,7 +287,7 @@ class TracedModel:
     def _obstacle(self, plan: Plan, inputs: Sequence[Tensor | Patch]) -> str:
         """Why the native backend does not run a plan; an empty string where it does."""
         try:
-            return self._executor().obstacle(plan, inputs)
+            return self._executor(plan).obstacle(plan, inputs)
         except (InputError, ScheduleError) as error:
             return f"the network has no schedule ({error})"
 
@@ -318,7 +327,7 @@ class TracedModel:
     def to(self, device: torch.device | str) -> TracedModel:
         """Move the stored weights to a device, in place; the other backends' copies of them are dropped."""
         with self._native_lock:
-            self._native = self._gpu = None
+            self._native = self._unreduced = self._gpu = None
         for node in self.graph.nodes:
             if node.value is not None:
                 node.value = node.value.to(device)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from tracenet_kernels import native
+from tracenet_kernels.activations import ACTIVATIONS
 from tracenet_kernels.arrays import Array, Plane, as_array, as_plane
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.window import Window
@@ -119,6 +120,45 @@ def add(
     out = as_plane(out, "out")
     second = None if b is None else as_plane(b, "b")
     native.require().add(as_plane(a, "a"), second, out, _window(window, out), bool(relu))
+
+
+def activate(
+    x: Plane | Array, out: Plane | Array, window: Window | None = None, *, kind: str, a: float = 0.0, b: float = 0.0
+) -> None:
+    """``out = f(x)``; NaN stays NaN. ``out`` may be ``x``.
+
+    Args:
+        x, out: planes of one size.
+        window: of ``out``.
+        kind: one of :data:`~tracenet_kernels.activations.ACTIVATIONS`.
+        a, b: bounds of a clip; ``a`` is the slope of a leaky ReLU.
+    """
+    if kind not in ACTIVATIONS:
+        raise InputError(f"activation {kind!r}; choose one of {', '.join(ACTIVATIONS)}")
+    out = as_plane(out, "out")
+    number = ACTIVATIONS.index(kind)
+    native.require().activate(as_plane(x, "x"), out, _window(window, out), number, float(a), float(b))
+
+
+def multiply(a: Plane | Array, b: Plane | Array, out: Plane | Array, window: Window | None = None) -> None:
+    """``out = a * b``; ``b`` is a plane like ``a``, or one cell, whose channels multiply every pixel.
+
+    ``out`` may be ``a``.
+    """
+    out = as_plane(out, "out")
+    native.require().multiply(as_plane(a, "a"), as_plane(b, "b"), out, _window(window, out))
+
+
+def plane_mean(x: Plane | Array, out: Plane | Array) -> None:
+    """The one cell of ``out`` is the mean of each channel over the whole plane of ``x``."""
+    out = as_plane(out, "out")
+    native.require().plane_mean(as_plane(x, "x"), out, out.extent)
+
+
+def take_channels(x: Plane | Array, out: Plane | Array, window: Window | None = None, *, first: int = 0) -> None:
+    """``out = x[..., first : first + channels of out]``."""
+    out = as_plane(out, "out")
+    native.require().take_channels(as_plane(x, "x"), first, out, _window(window, out))
 
 
 def sigmoid(x: Plane | Array, out: Plane | Array, window: Window | None = None) -> None:

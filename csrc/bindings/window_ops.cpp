@@ -101,9 +101,43 @@ void add(py::handle a, py::handle b, py::handle out, py::handle window, bool rel
     const auto first = readable(a, "a");
     const auto second = readable(b, "b");
     const auto output = writable(out);
-    const auto activation = relu ? tracenet::Activation::relu : tracenet::Activation::none;
+    const tracenet::Activate function{relu ? tracenet::Activation::relu : tracenet::Activation::none};
     run_on(window, [&](const Window& where, tracenet::ThreadPool& pool) {
-        tracenet::add(first, second, activation, output, where, pool);
+        tracenet::add(first, second, function, output, where, pool);
+    });
+}
+
+tracenet::Activate to_activate(int kind, float a, float b) { return {static_cast<tracenet::Activation>(kind), a, b}; }
+
+void activate(py::handle x, py::handle out, py::handle window, int kind, float a, float b) {
+    const auto input = readable(x, "x");
+    const auto output = writable(out);
+    run_on(window, [&](const Window& where, tracenet::ThreadPool& pool) {
+        tracenet::activate(input, to_activate(kind, a, b), output, where, pool);
+    });
+}
+
+void multiply(py::handle a, py::handle b, py::handle out, py::handle window) {
+    const auto first = readable(a, "a");
+    const auto second = readable(b, "b");
+    const auto output = writable(out);
+    run_on(window, [&](const Window& where, tracenet::ThreadPool& pool) {
+        tracenet::multiply(first, second, {}, output, where, pool);
+    });
+}
+
+void plane_mean(py::handle x, py::handle out, py::handle window) {
+    const auto input = readable(x, "x");
+    const auto output = writable(out);
+    run_on(window, [&](const Window&, tracenet::ThreadPool& pool) { tracenet::plane_mean(input, output, pool); });
+}
+
+void take_channels(py::handle x, py::handle first, py::handle out, py::handle window) {
+    const auto input = readable(x, "x");
+    const std::int64_t channel = to_integer(first, "first");
+    const auto output = writable(out);
+    run_on(window, [&](const Window& where, tracenet::ThreadPool& pool) {
+        tracenet::take_channels(input, channel, output, where, pool);
     });
 }
 
@@ -199,6 +233,10 @@ void bind_window_ops(py::module_& module) {
                arg("ratio_x"), arg("factor"));
     module.def("add", &add, arg("a"), arg("b"), arg("out"), arg("window"), arg("relu"));
     module.def("sigmoid", &sigmoid, arg("x"), arg("out"), arg("window"));
+    module.def("activate", &activate, arg("x"), arg("out"), arg("window"), arg("kind"), arg("a"), arg("b"));
+    module.def("multiply", &multiply, arg("a"), arg("b"), arg("out"), arg("window"));
+    module.def("plane_mean", &plane_mean, arg("x"), arg("out"), arg("window"));
+    module.def("take_channels", &take_channels, arg("x"), arg("first"), arg("out"), arg("window"));
     module.def("copy_channels", &copy_channels, arg("x"), arg("first"), arg("out"), arg("window"));
     module.def("mask_head", &mask_head, arg("features"), arg("theta"), arg("origin_x"), arg("origin_y"),
                arg("size_of_interest"), arg("stride"), arg("factor"), arg("out"), arg("window"));

@@ -42,6 +42,12 @@ struct CellKernels {
     void (*add)(const float* a, const float* b, bool relu, std::int64_t n, float* out);
     // out = 1 / (1 + exp(-in)).
     void (*sigmoid)(const float* in, std::int64_t n, float* out);
+    // out = f(in) of the activation with that number; none copies. May be in place.
+    void (*activate)(int kind, float a, float b, const float* in, std::int64_t n, float* out);
+    // out = a * b.
+    void (*multiply)(const float* a, const float* b, std::int64_t n, float* out);
+    // sums[c] = the sum over pixels of in[pixel * pixel_stride + c], in rising order of pixels.
+    void (*sum_pixels)(const float* in, std::int64_t pixels, std::int64_t pixel_stride, std::int64_t n, float* sums);
     // out = a * y0 + b * y1.
     void (*mix)(const float* a, const float* b, float y0, float y1, std::int64_t n, float* out);
     // out[i] = logit of cell i.

@@ -144,6 +144,113 @@ void sigmoid(const float* in, std::int64_t n, float* out) {
     });
 }
 
+template <typename Function>
+inline void map(const float* in, std::int64_t n, float* out, const Function& function) {
+    each(n, [=](auto lanes, std::int64_t i) {
+        using L = decltype(lanes);
+        L::store(out + i, function(lanes, L::load(in + i)));
+    });
+}
+
+template <typename V>
+inline V clamp(V value, float low, float high) {
+    const V least = V{} + low;
+    const V most = V{} + high;
+    value = value < least ? least : value;  // NaN stays
+    return value > most ? most : value;
+}
+
+template <typename L>
+inline typename L::Float logistic(typename L::Float x) {
+    return 1.0F / (exponential<L>(typename L::Float{} - x) + 1.0F);
+}
+
+// max(x, 0) - |x| * Q(|x|), Q the normal distribution's tail: no difference of near numbers on either side of 0.
+// erfc(u) = exp(-u^2) * t * p(t), t = 1 / (1 + 0.45 u); p is a least-maximum fit, relative error 3e-8.
+template <typename L>
+inline typename L::Float gelu(typename L::Float x) {
+    using V = typename L::Float;
+    const V zero{};
+    V size = x < zero ? zero - x : x;
+    size = size > zero + 30.0F ? zero + 30.0F : size;
+    const V t = 1.0F / (size * (0.45F * 0.70710678118654752F) + 1.0F);
+    V p = zero - 4.2070876684e-2F;
+    p = p * t + 1.9364123049e-1F;
+    p = p * t - 3.0594886748e-1F;
+    p = p * t + 1.4769413995e-1F;
+    p = p * t - 2.5435628490e-2F;
+    p = p * t + 1.2102267434e-1F;
+    p = p * t + 1.7503461129e-1F;
+    p = p * t + 2.2829536126e-1F;
+    p = p * t + 2.5388199030e-1F;
+    p = p * t + 2.5388533804e-1F;
+    const V tail = p * t * exponential<L>(size * size * -0.5F);
+    return (x < zero ? zero : x) - size * 0.5F * tail;
+}
+
+// (1 - e) / (1 + e) with e = exp(-2 |x|), and a series near 0, where that loses digits.
+template <typename L>
+inline typename L::Float hyperbolic_tangent(typename L::Float x) {
+    using V = typename L::Float;
+    const V zero{};
+    const V size = x < zero ? zero - x : x;
+    const V e = exponential<L>(size * -2.0F);
+    const V far = (1.0F - e) / (1.0F + e);
+    const V z = x * x;
+    V p = zero - 5.70498872745e-3F;
+    p = p * z + 2.06390887954e-2F;
+    p = p * z - 5.37397155531e-2F;
+    p = p * z + 1.33314422036e-1F;
+    p = p * z - 3.33332819422e-1F;
+    const V near = p * z * x + x;
+    return size < zero + 0.625F ? near : (x < zero ? zero - far : far);
+}
+
+void activate(int kind, float a, float b, const float* in, std::int64_t n, float* out) {
+    switch (kind) {
+        case 1:
+            return map(in, n, out, [](auto, auto x) { return relu(x); });
+        case 2:
+            return map(in, n, out, [=](auto, auto x) { return clamp(x, a, b); });
+        case 3:
+            return map(in, n, out, [=](auto, auto x) { return x < decltype(x){} ? x * a : x; });
+        case 4:
+            return map(in, n, out, [](auto lanes, auto x) { return logistic<decltype(lanes)>(x); });
+        case 5:
+            return map(in, n, out, [](auto, auto x) { return clamp(x + 3.0F, 0.0F, 6.0F) / 6.0F; });
+        case 6:
+            return map(in, n, out, [](auto, auto x) { return x * (clamp(x + 3.0F, 0.0F, 6.0F) / 6.0F); });
+        case 7:
+            return map(in, n, out, [](auto lanes, auto x) { return x * logistic<decltype(lanes)>(x); });
+        case 8:
+            return map(in, n, out, [](auto lanes, auto x) { return gelu<decltype(lanes)>(x); });
+        case 9:
+            return map(in, n, out, [](auto lanes, auto x) {
+                return x * logistic<decltype(lanes)>((x * x * x * 0.044715F + x) * 1.5957691216057308F);
+            });
+        case 10:
+            return map(in, n, out, [](auto lanes, auto x) { return hyperbolic_tangent<decltype(lanes)>(x); });
+        default:
+            return map(in, n, out, [](auto, auto x) { return x; });
+    }
+}
+
+void multiply(const float* a, const float* b, std::int64_t n, float* out) {
+    each(n, [=](auto lanes, std::int64_t i) {
+        using L = decltype(lanes);
+        L::store(out + i, L::load(a + i) * L::load(b + i));
+    });
+}
+
+void sum_pixels(const float* in, std::int64_t pixels, std::int64_t pixel_stride, std::int64_t n, float* sums) {
+    each(n, [=](auto lanes, std::int64_t i) {
+        using L = decltype(lanes);
+        typename L::Float sum{};
+        for (std::int64_t p = 0; p < pixels; ++p) sum = sum + L::load(in + p * pixel_stride + i);
+        L::store(sums + i, sum);
+    });
+}
+
 void mix(const float* a, const float* b, float y0, float y1, std::int64_t n, float* out) {
     each(n, [=](auto lanes, std::int64_t i) {
         using L = decltype(lanes);
@@ -201,6 +308,7 @@ void mask_logits(const tracenet::MaskRun& run, float* out) {
     }
 }
 
-const tracenet::CellKernels kCellKernels{&maximum, &mean, &blend, &add, &sigmoid, &mix, &mask_logits};
+const tracenet::CellKernels kCellKernels{&maximum,  &mean,     &blend,      &add, &sigmoid,
+                                         &activate, &multiply, &sum_pixels, &mix, &mask_logits};
 
 }  // namespace

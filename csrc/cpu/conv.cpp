@@ -10,6 +10,7 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/cells.hpp"
 #include "cpu/conv_check.hpp"
 #include "cpu/conv_layout.hpp"
 #include "cpu/conv_tile.hpp"
@@ -113,6 +114,7 @@ struct TilePlan {
     const float* biases[kMaxTilePixels];
     const float* addends[kMaxTilePixels];
     float lowest[kMaxTilePixels];
+    const ConvJob* jobs[kMaxTilePixels];
 };
 
 struct ChunkPlan {
@@ -137,6 +139,7 @@ class Conv {
             if (step % kAliasBytes == 0 && !depthwise_) tile_pixels = std::min(tile_pixels, kAliasPixels);
         }
         tiles_ = ceil_div(pixels_.total(), tile_pixels);
+        for (std::size_t i = 0; i < count; ++i) curved_ = curved_ || is_curved(jobs[i]);
         for (std::size_t i = 0; i < count; ++i) {
             if (!needs_zeros(jobs[i])) continue;
             zeros_.assign(static_cast<std::size_t>(spec_.in_channels * spec_.x.kernel), 0.0F);
@@ -163,6 +166,11 @@ class Conv {
     }
 
   private:
+    // Has a tile's kernel not finished the job's values? It knows ReLU alone.
+    static bool is_curved(const ConvJob& job) {
+        return job.activation != Activation::none && job.activation != Activation::relu;
+    }
+
     bool needs_zeros(const ConvJob& job) const {
         if (job.window.is_empty()) return false;
         const Span rows = conv_demand({job.window.y0, job.window.y1}, spec_.y);
@@ -195,6 +203,7 @@ class Conv {
                 for (std::int64_t q = p; q < std::min(p + group, last_panel); ++q) {
                     run_tile(tile, plan.runs.data() + tile.runs, q == p ? next : nullptr, layout_.panel(q));
                 }
+                if (curved_) activate_tile(tile, layout_.panel(p), layout_.panel(std::min(p + group, last_panel) - 1));
             }
         }
     }
@@ -218,6 +227,21 @@ class Conv {
         tile.uniform = plan.uniform;
         const auto& kernels = depthwise_ ? kernels_.depthwise : kernels_.dense;
         kernels[plan.pixels - 1][panel.kind](tile);
+    }
+
+    // The channels from one panel to another of a tile's pixels, while they are in the first-level cache.
+    void activate_tile(const TilePlan& tile, const PanelLayout::Panel& from, const PanelLayout::Panel& to) const {
+        const std::int64_t channels = to.first + to.channels - from.first;
+        const CellKernels& kernels = cell_kernels();
+        for (int j = 0; j < tile.pixels;) {
+            const ConvJob& job = *tile.jobs[j];
+            float* const values = tile.outputs[j] + from.first;
+            std::int64_t n = channels;
+            for (++j; j < tile.pixels && tile.jobs[j] == &job && tile.outputs[j] + from.first == values + n; ++j) {
+                n += channels;
+            }
+            if (is_curved(job)) kernels.activate(static_cast<int>(job.activation), job.a, job.b, values, n, values);
+        }
     }
 
     void plan_chunk(std::int64_t first_tile, std::int64_t last_tile, ChunkPlan& plan) const {
@@ -270,6 +294,7 @@ class Conv {
         float* output = job.output.at(stretch.first.y, stretch.first.x);
         for (std::int64_t i = 0; i < stretch.length; ++i, ++j, output += job.output.pixel_stride) {
             tile.outputs[j] = output;
+            tile.jobs[j] = &job;
             tile.scales[j] = job.scale;
             tile.biases[j] = job.bias;
             tile.lowest[j] = lowest;
@@ -324,6 +349,7 @@ class Conv {
     ConvShape conv_shape_;
     Pixels pixels_;
     std::int64_t tiles_ = 0;
+    bool curved_ = false;  // some job has an activation besides ReLU
     std::vector<float> zeros_;
 };
 

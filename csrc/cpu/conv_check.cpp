@@ -37,9 +37,10 @@ void check_job(const ConvSpec& spec, const ConvJob& job) {
     check_channels(job.input.channels, spec.in_channels, "the input");
     check_channels(job.output.channels, spec.out_channels, "the output");
     check_window(job.window, job.output, "the output");
-    if (job.activation != Activation::none && job.activation != Activation::relu) {
-        throw InputError("activation " + std::to_string(static_cast<std::int32_t>(job.activation)) +
-                         " is not known; pass none or relu");
+    const auto activation = static_cast<std::int32_t>(job.activation);
+    if (activation < 0 || activation >= kActivations) {
+        throw InputError("activation " + std::to_string(activation) + " is not known; pass 0 to " +
+                         std::to_string(kActivations - 1));
     }
     check_reads(conv_reads(spec, job.window, job.input.height, job.input.width), job.input.extent, "input");
     if (job.residual.data == nullptr) return;

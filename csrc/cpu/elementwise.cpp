@@ -1,8 +1,10 @@
-// Cell by cell: addition, activation, sigmoid and copies into a range of channels.
+// Cell by cell: sums, products, activations, copies from and into a range of channels; and the mean of a plane.
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "cpu/cells.hpp"
 #include "cpu/window_tasks.hpp"
@@ -29,19 +31,117 @@ void for_runs(ThreadPool& pool, const Window& window, std::int64_t channels,
     });
 }
 
+int number(const Activate& function) { return static_cast<int>(function.kind); }
+
+void check_activation(Activation kind) {
+    const auto value = static_cast<int>(kind);
+    if (value < 0 || value >= kActivations) {
+        throw InputError("activation " + std::to_string(value) + " is not known; pass 0 to " +
+                         std::to_string(kActivations - 1));
+    }
+}
+
 }  // namespace
 
-void add(View<const float> a, View<const float> b, Activation activation, View<float> output, const Window& window,
+void add(View<const float> a, View<const float> b, const Activate& function, View<float> output, const Window& window,
          ThreadPool& pool) {
+    check_activation(function.kind);
     const bool both = b.data != nullptr;
     check_cellwise(shape_of(a), "the first addend", shape_of(output), window);
     if (both) check_cellwise(shape_of(b), "the second addend", shape_of(output), window);
     const CellKernels& kernels = cell_kernels();
-    const bool relu = activation == Activation::relu;
+    const bool relu = function.kind == Activation::relu;
+    const bool more = !relu && function.kind != Activation::none;
     for_runs(pool, window, output.channels,
              {a.pixel_stride, both ? b.pixel_stride : a.pixel_stride, output.pixel_stride},
              [&](std::int64_t y, std::int64_t x, std::int64_t n) {
-                 kernels.add(a.at(y, x), both ? b.at(y, x) : nullptr, relu, n, output.at(y, x));
+                 float* const to = output.at(y, x);
+                 if (both || !more) kernels.add(a.at(y, x), both ? b.at(y, x) : nullptr, relu, n, to);
+                 if (more) kernels.activate(number(function), function.a, function.b, both ? to : a.at(y, x), n, to);
+             });
+}
+
+void activate(View<const float> input, const Activate& function, View<float> output, const Window& window,
+              ThreadPool& pool) {
+    add(input, {}, function, output, window, pool);
+}
+
+void multiply(View<const float> a, View<const float> b, const Activate& function, View<float> output,
+              const Window& window, ThreadPool& pool) {
+    check_activation(function.kind);
+    check_cellwise(shape_of(a), "the first factor", shape_of(output), window);
+    const bool cell = b.height == 1 && b.width == 1 && (output.height != 1 || output.width != 1);
+    if (cell) {
+        check_same_channels(shape_of(b), "the second factor", shape_of(output));
+        check_reads_and_writes(shape_of(b), {0, 1, 0, 1}, "the second factor", shape_of(output), window);
+    } else {
+        check_cellwise(shape_of(b), "the second factor", shape_of(output), window);
+    }
+    const CellKernels& kernels = cell_kernels();
+    const bool activated = function.kind != Activation::none;
+    // The channels of one pixel at a time where they meet one cell.
+    const std::int64_t apart = cell ? output.channels + 1 : b.pixel_stride;
+    for_runs(pool, window, output.channels, {a.pixel_stride, apart, output.pixel_stride},
+             [&](std::int64_t y, std::int64_t x, std::int64_t n) {
+                 float* const to = output.at(y, x);
+                 kernels.multiply(a.at(y, x), cell ? b.data : b.at(y, x), n, to);
+                 if (activated) kernels.activate(number(function), function.a, function.b, to, n, to);
+             });
+}
+
+// Sums of bands of rows, then in order over the bands: how many bands there are depends on the plane alone.
+void plane_mean(View<const float> input, View<float> output, ThreadPool& pool) {
+    constexpr std::int64_t kPixels = 512;  // of a band, at least
+    const Window whole{0, input.height, 0, input.width};
+    if (output.height != 1 || output.width != 1) {
+        throw InputError("the output is " + std::to_string(output.height) + " x " + std::to_string(output.width) +
+                         " cells; pass one cell");
+    }
+    check_same_channels(shape_of(input), "the input", shape_of(output));
+    check_reads_and_writes(shape_of(input), whole, "the input", shape_of(output), {0, 1, 0, 1});
+    if (whole.is_empty()) throw InputError("the input is an empty plane, which has no mean; pass at least one cell");
+    const std::int64_t channels = input.channels;
+    const std::int64_t rows = ceil_div(kPixels, input.width);
+    const std::int64_t bands = ceil_div(input.height, rows);
+    std::vector<float> sums(static_cast<std::size_t>(bands * 2 * channels));
+    const CellKernels& kernels = cell_kernels();
+    const auto sum_band = [&](std::int64_t band, int) {
+        float* const total = sums.data() + 2 * band * channels;
+        float* const row = total + channels;
+        for (std::int64_t y = band * rows; y < std::min((band + 1) * rows, input.height); ++y) {
+            kernels.sum_pixels(input.at(y, 0), input.width, input.pixel_stride, channels, row);
+            kernels.add(total, row, false, channels, total);
+        }
+    };
+    pool.run(bands, sum_band);
+    const double cells = static_cast<double>(input.height) * static_cast<double>(input.width);
+    float* const to = output.at(0, 0);
+    for (std::int64_t c = 0; c < channels; ++c) {
+        double total = 0.0;
+        for (std::int64_t band = 0; band < bands; ++band) {
+            total += static_cast<double>(sums[static_cast<std::size_t>(2 * band * channels + c)]);
+        }
+        to[c] = static_cast<float>(total / cells);
+    }
+}
+
+void take_channels(View<const float> input, std::int64_t first, View<float> output, const Window& window,
+                   ThreadPool& pool) {
+    if (first < 0 || output.channels < 1 || output.channels > input.channels ||
+        first > input.channels - output.channels) {
+        throw InputError("channels [" + std::to_string(first) + ", " + std::to_string(first) + " + " +
+                         std::to_string(output.channels) + ") are not among the input's " +
+                         std::to_string(input.channels) + "; pass first >= 0 and as many as there are");
+    }
+    check_view(input, "the input");
+    View<const float> part = input;
+    part.channels = output.channels;
+    if (part.data != nullptr) part.data += first;
+    check_same_plane(shape_of(part), "the input", shape_of(output));
+    check_reads_and_writes(shape_of(part), window, "the input", shape_of(output), window);
+    for_runs(pool, window, output.channels, {part.pixel_stride, output.pixel_stride},
+             [&](std::int64_t y, std::int64_t x, std::int64_t n) {
+                 std::memcpy(output.at(y, x), part.at(y, x), static_cast<std::size_t>(n) * sizeof(float));
              });
 }
 

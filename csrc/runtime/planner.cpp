@@ -90,6 +90,7 @@ bool may_overwrite(const Schedule& schedule, const Step& step, std::size_t posit
     const Plane &input = schedule.planes[at(step.inputs[position])], &output = schedule.planes[at(step.output)];
     if (input.dtype != output.dtype || input.channels != output.channels) return false;
     if (step.op == Op::add) return true;
+    if (step.op == Op::mul) return input.height == output.height && input.width == output.width;
     return step.op == Op::conv2d && position == 1 && step.attributes.residual_factor == 1 &&
            step.inputs[0] != step.inputs[1];
 }

@@ -89,7 +89,12 @@ Window demand(const Schedule& schedule, const Step& step, std::size_t position, 
         }
         case Op::mask_head:
             return position == 0 ? inner : plane.whole();
+        case Op::plane_mean:
+            return plane.whole();
+        case Op::mul:
+            return plane.is_flat() ? plane.whole() : inner;
         case Op::add:
+        case Op::take_channels:
         case Op::sigmoid:
         case Op::concat:
         case Op::convert:

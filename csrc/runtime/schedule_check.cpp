@@ -48,6 +48,12 @@ class StepChecker {
                 allow_ints({});
                 same_plane(input(0), output());
                 return;
+            case Op::mul:
+                return mul();
+            case Op::plane_mean:
+                return plane_mean();
+            case Op::take_channels:
+                return take_channels();
             case Op::external:
                 return;
         }
@@ -90,7 +96,12 @@ class StepChecker {
     // Integer attributes; everything but a resize has no other, and only convolutions have tensors.
     void allow_ints(std::initializer_list<const char*> names) const {
         allow(step_.ints, names);
-        if (step_.op != Op::resize) allow(step_.floats, {});
+        const bool activated = step_.op == Op::conv2d || step_.op == Op::add || step_.op == Op::mul;
+        if (activated) {
+            allow(step_.floats, {"a", "b"});
+        } else if (step_.op != Op::resize) {
+            allow(step_.floats, {});
+        }
         if (step_.op != Op::conv2d && step_.op != Op::stem) allow(step_.tensors, {});
     }
 
@@ -142,13 +153,14 @@ class StepChecker {
         }
     }
 
-    // The sizes a sliding window can give. A convolution is padded alike on both sides or, where its stride is 1, by
-    // one more after the last cell ('same' with an even kernel); a pooling may end inside a stride (ceil_mode).
+    // The sizes a sliding window can give. A convolution may be padded after its last cell by anything up to its reach
+    // or as much as before its first ('same' padding); a pooling may end inside a stride (ceil_mode).
     void follows(std::int64_t in, std::int64_t out, const AxisGeometry& g, bool pooling, const char* side) const {
         const std::int64_t reach = g.dilation * (g.kernel - 1) + 1;
-        const std::int64_t extra = pooling ? g.stride - 1 : (g.stride == 1 ? 1 : 0);
         const auto outputs = [&](std::int64_t room) { return room < reach ? 0 : (room - reach) / g.stride + 1; };
-        const std::int64_t lowest = outputs(in + 2 * g.padding), highest = outputs(in + 2 * g.padding + extra);
+        const std::int64_t lowest = outputs(in + (pooling ? 2 : 1) * g.padding);
+        const std::int64_t highest =
+            outputs(in + (pooling ? 2 * g.padding + g.stride - 1 : g.padding + std::max(g.padding, reach)));
         if (out < lowest || out > highest) {
             fail("gives a " + std::string(side) + " of " + std::to_string(out) + " from " + std::to_string(in) +
                  "; its window allows " + std::to_string(lowest) + ".." + std::to_string(highest));
@@ -160,7 +172,7 @@ class StepChecker {
         a.y = axis("", 'y');
         a.x = axis("", 'x');
         a.groups = integer("groups", 1, 1, kMaxAttribute);
-        a.activation = static_cast<Activation>(integer("activation", 0, 0, 1));
+        activation();
         allow(step_.tensors, {"weight", "bias", "scale"});
         a.weight = tensor("weight");
         a.bias = tensor("bias");
@@ -180,6 +192,9 @@ class StepChecker {
             fail("costs more than 2^48 multiply-adds");
         }
         if (schedule_.is_int8(step_)) {
+            if (a.activation != Activation::none && a.activation != Activation::relu) {
+                fail("has an activation other than ReLU; in 8 bits there is no other, let it read a float32 plane");
+            }
             const std::int64_t terms = schedule_.tensors[static_cast<std::size_t>(a.weight)].elements() / out_channels;
             if (terms > kMaxInt8Terms) {
                 fail("has sums of " + std::to_string(terms) + " terms; in 8 bits at most " +
@@ -321,8 +336,47 @@ class StepChecker {
     void add() {
         inputs(1, 2);
         allow_ints({"activation"});
-        step_.attributes.activation = static_cast<Activation>(integer("activation", 0, 0, 1));
+        activation();
         for (std::size_t i = 0; i < step_.inputs.size(); ++i) same_plane(input(i), output());
+    }
+
+    void mul() {
+        inputs(2, 2);
+        allow_ints({"activation"});
+        activation();
+        same_plane(input(0), output());
+        if (!input(1).is_flat() || input(1).channels != output().channels) same_plane(input(1), output());
+    }
+
+    void plane_mean() const {
+        inputs(1, 1);
+        allow_ints({});
+        if (!output().is_flat() || output().channels != input(0).channels) {
+            fail("gives " + std::to_string(output().channels) + " x " + size_text(output().height, output().width) +
+                 " from " + std::to_string(input(0).channels) + " channels; it gives one cell of as many");
+        }
+    }
+
+    void take_channels() {
+        inputs(1, 1);
+        allow_ints({"first"});
+        const std::int64_t room = input(0).channels - output().channels;
+        if (room < 0 || input(0).height != output().height || input(0).width != output().width) {
+            fail("takes " + std::to_string(output().channels) + " channels of " + std::to_string(input(0).channels) +
+                 " or changes the size of the plane");
+        }
+        step_.attributes.first = integer("first", 0, 0, room);
+    }
+
+    // Kind and numbers of what follows a sum or product.
+    void activation() {
+        Attributes& at = step_.attributes;
+        at.activation = static_cast<Activation>(integer("activation", 0, 0, kActivations - 1));
+        for (const auto& [key, value] : step_.floats) {
+            if (key != "a" && key != "b") continue;
+            if (std::isnan(value)) fail("has an activation with NaN");
+            (key == "a" ? at.a : at.b) = static_cast<float>(value);
+        }
     }
 
     void concat() {
@@ -474,8 +528,9 @@ void check_groups(const Schedule& schedule) {
 }  // namespace
 
 const char* op_name(Op op) {
-    constexpr const char* kNames[kOps] = {"conv2d",  "max_pool2d", "avg_pool2d", "stem",     "resize", "add",
-                                          "sigmoid", "concat",     "mask_head",  "external", "convert"};
+    constexpr const char* kNames[kOps] = {"conv2d",  "max_pool2d", "avg_pool2d", "stem",         "resize",
+                                          "add",     "sigmoid",    "concat",     "mask_head",    "external",
+                                          "convert", "mul",        "plane_mean", "take_channels"};
     return kNames[static_cast<int>(op)];
 }
 

@@ -40,7 +40,11 @@ class Resizer {
             }
             case Op::resize:
                 return resize(step, was, old_out, is, out);
+            case Op::plane_mean:
+                return;  // one cell of any plane
             case Op::add:
+            case Op::mul:
+            case Op::take_channels:
             case Op::sigmoid:
             case Op::concat:
             case Op::convert:

@@ -255,7 +255,13 @@ void Walk::compute_piece(const Step& step, const StepWeights& weights, const Win
         case Op::resize:
             return resize(a.resize, input(0), second, out, piece, pool_);
         case Op::add:
-            return add(input(0), second, a.activation, out, piece, pool_);
+            return add(input(0), second, {a.activation, a.a, a.b}, out, piece, pool_);
+        case Op::mul:
+            return multiply(input(0), second, {a.activation, a.a, a.b}, out, piece, pool_);
+        case Op::plane_mean:
+            return plane_mean(input(0), out, pool_);
+        case Op::take_channels:
+            return take_channels(input(0), a.first, out, piece, pool_);
         case Op::sigmoid:
             return sigmoid(input(0), out, piece, pool_);
         case Op::concat: {
@@ -299,6 +305,8 @@ void Walk::convolve() {
             job.residual_factor = step.attributes.residual_factor;
         }
         job.activation = step.attributes.activation;
+        job.a = step.attributes.a;
+        job.b = step.attributes.b;
         const Plan::Range range = plan_->apart[at(step.output)];
         for (const Window* piece = plan_->begin(range); piece != plan_->end(range); ++piece) {
             job.window = *piece;
@@ -346,7 +354,7 @@ void Walk::convert(int from, int to, const Window& piece) {
     } else if (plane(from).is_bytes()) {
         dequantise(memory_.bytes(from), plane(from).quantisation, memory_.floats(to), piece, pool_);
     } else {
-        add(memory_.floats(from), {}, Activation::none, memory_.floats(to), piece, pool_);
+        add(memory_.floats(from), {}, Activate{}, memory_.floats(to), piece, pool_);
     }
 }
 

@@ -13,6 +13,7 @@
 #include "tests/check.hpp"
 #include "tracenet/conv.hpp"
 #include "tracenet/error.hpp"
+#include "tracenet/kernels.hpp"
 
 namespace {
 
@@ -197,6 +198,36 @@ void same_bits_everywhere() {
     }
 }
 
+// What follows the sums in a tile is what a pass over the plane gives, wherever a tile or a panel ends.
+void activations_are_those_of_planes() {
+    ThreadPool pool(2);
+    for (const Case& test : cases()) {
+        const Run run(test);
+        for (const Isa isa : instruction_sets()) {
+            const Packed packed = pack(test.spec, isa, run.weights);
+            const Window whole{0, run.rows, 0, run.columns};
+            const auto compute = [&](const tracenet::Activate& function) {
+                std::vector<float> output(size(run.rows * run.columns * test.spec.out_channels), kNan);
+                ConvJob job = run.job(output, whole);
+                job.activation = function.kind;
+                job.a = function.a;
+                job.b = function.b;
+                tracenet::conv2d({test.spec, isa, packed.get()}, &job, 1, pool);
+                return output;
+            };
+            for (int kind = 2; kind < tracenet::kActivations; ++kind) {
+                const tracenet::Activate function{static_cast<Activation>(kind), -0.3F, 0.4F};
+                const std::vector<float> fused = compute(function);
+                std::vector<float> output = compute({});
+                const auto view =
+                    tracenet::dense_view(output.data(), whole, run.rows, run.columns, test.spec.out_channels);
+                tracenet::activate(view, function, view, whole, pool);
+                CHECK(std::memcmp(output.data(), fused.data(), fused.size() * sizeof(float)) == 0);
+            }
+        }
+    }
+}
+
 void writes_and_reads_only_its_window() {
     ThreadPool pool(2);
     // Exactly the demand is allocated, so that a sanitizer sees any other read.
@@ -261,7 +292,7 @@ void bad_jobs_throw() {
     bad.output.row_stride = std::numeric_limits<std::int64_t>::max() / 2;
     refuse(conv, bad);
     bad = good;
-    bad.activation = static_cast<Activation>(7);
+    bad.activation = static_cast<Activation>(tracenet::kActivations);
     refuse(conv, bad);
     refuse({run.test.spec, isa, nullptr}, good);
     refuse({run.test.spec, isa, packed.get() + 1}, good);
@@ -282,5 +313,6 @@ int main() {
     return tracenet::test::run({{"convolutions match fp64", &matches_fp64},
                                 {"instruction sets, windows and threads give the same bits", &same_bits_everywhere},
                                 {"only the demand is read, only the window written", &writes_and_reads_only_its_window},
+                                {"activations are those of planes", &activations_are_those_of_planes},
                                 {"bad jobs throw before anything is written", &bad_jobs_throw}});
 }

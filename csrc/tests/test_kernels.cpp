@@ -275,7 +275,7 @@ void cell_by_cell() {
                 [&](View<float> output, const Window& window) {
                     const Plane first = a.part(window);
                     const Plane second = b.part(window);
-                    add(first.reading(), second.reading(), activation, output, window, shared_pool());
+                    add(first.reading(), second.reading(), Activate{activation}, output, window, shared_pool());
                 },
                 [&](std::int64_t y, std::int64_t x, std::int64_t c) {
                     const double sum = static_cast<double>(a.at(y, x, c)) + b.at(y, x, c);
@@ -300,7 +300,7 @@ void cell_by_cell() {
                         std::copy_n(a.reading().at(y, x), channels, output.at(y, x));
                     }
                 }
-                add(output, {}, Activation::relu, output, window, shared_pool());
+                add(output, {}, Activate{Activation::relu}, output, window, shared_pool());
             },
             [&](std::int64_t y, std::int64_t x, std::int64_t c) {
                 return std::max(static_cast<double>(a.at(y, x, c)), 0.0);
@@ -510,7 +510,8 @@ void instruction_sets_agree() {
         const BlendCell blend{{taps[0], taps[1], taps[2], taps[3]}, 0.3F, 0.7F, 0.9F, 0.1F};
         std::vector<std::vector<float>> results;
         for (const CellKernels* set : sets) {
-            std::vector<float> out(static_cast<std::size_t>(7 * n), kNan);
+            constexpr std::int64_t kResults = 9 + kActivations;
+            std::vector<float> out(static_cast<std::size_t>(kResults * n), kNan);
             float* to = out.data();
             set->maximum(taps, 4, n, to);
             set->mean(taps, 4, 3.0F, n, to + n);
@@ -519,6 +520,11 @@ void instruction_sets_agree() {
             set->add(taps[0], taps[1], true, n, to + 4 * n);
             set->sigmoid(taps[0], n, to + 5 * n);
             set->mix(taps[0], taps[1], 0.2F, 0.8F, n, to + 6 * n);
+            set->multiply(taps[0], taps[1], n, to + 7 * n);
+            set->sum_pixels(taps[0], 4, n, n, to + 8 * n);
+            for (int kind = 0; kind < kActivations; ++kind) {
+                set->activate(kind, -0.3F, 0.4F, taps[0], n, to + (9 + kind) * n);
+            }
             CHECK(std::none_of(out.begin(), out.end(), [](float value) { return std::isnan(value); }));
             results.push_back(out);
         }

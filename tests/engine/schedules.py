@@ -64,10 +64,20 @@ class Builder:
         """A step that reads some of ``planes``; those that do not fit become a convolution."""
         x = choose(*planes)
         like = [p for p in planes if self.shape(p) == self.shape(x)]
-        kind = choose("conv", "conv", "residual", "pool", "mean", "resize", "up", "aligned", "add", "sigmoid", "concat")
+        kinds = "conv conv residual pool mean resize up aligned add sigmoid concat mul gate part curve"
+        kind = choose(*kinds.split())
         channels, height, width = self.shape(x)
         if kind == "add":
             return self.step("add", [x, choose(*like)][: choose(1, 2)], *self.shape(x), {"activation": choose(0, 1)})
+        if kind in ("mul", "gate"):
+            b = choose(*like) if kind == "mul" else self.step("plane_mean", [x], channels, 1, 1)
+            return self.step("mul", [x, b], *self.shape(x), {"activation": choose(0, 1)})
+        if kind == "part" and channels > 1:
+            first = choose(0, 1)
+            return self.step("take_channels", [x], channels - 1, height, width, {"first": first})
+        if kind == "curve":
+            floats = {"a": choose(-0.5, 0.1), "b": choose(0.5, 1.0)}
+            return self.step("add", [x], *self.shape(x), {"activation": choose(*range(11))}, floats)
         if kind == "sigmoid":
             return self.step("sigmoid", [x], *self.shape(x))
         if kind == "concat" and channels < 12:
@@ -157,10 +167,10 @@ class Builder:
             if fits:
                 inputs, factor = [x, residual], fits[0]
         groups = choose(*(g for g in (1, 2, channels) if channels % g == 0 and out % g == 0))
-        ints |= {"groups": groups, "activation": choose(0, 1), "residual_factor": factor}
+        ints |= {"groups": groups, "activation": choose(0, 1, 3, 7, 8), "residual_factor": factor}
         tensors = {"weight": self.tensor(out, channels // groups, ints["kernel_y"], ints["kernel_x"])}
         tensors |= {name: self.tensor(out) for name in ("bias", "scale") if choose(False, True)}
-        return self.step("conv2d", inputs, out, *sides, ints, tensors=tensors)
+        return self.step("conv2d", inputs, out, *sides, ints, {"a": 0.1}, tensors)
 
 
 def every_op() -> Schedule:

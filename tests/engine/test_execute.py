@@ -112,7 +112,8 @@ def test_other_networks(name: str) -> None:
                 assert_native_equals_torch(traced, (x,), {key: window})
 
 
-OPERATIONS = ("conv", "depthwise", "pool", "mean", "add", "concat", "resize", "relu", "sigmoid", "silu", "pad", "gate")
+OPERATIONS = ("conv", "depthwise", "pool", "mean", "add", "concat", "resize", "relu", "sigmoid", "pad", "gate",
+              "silu", "gelu", "hardswish", "clip", "leaky", "slice", "times")  # fmt: skip
 
 
 class Random(nn.Module):
@@ -146,6 +147,12 @@ class Random(nn.Module):
             "relu": lambda: F.relu(x[0]),
             "sigmoid": lambda: x[0].sigmoid(),
             "silu": lambda: F.silu(x[0]),
+            "gelu": lambda: F.gelu(x[0]),
+            "hardswish": lambda: F.hardswish(x[0]),
+            "clip": lambda: x[0].clamp(-0.3, 0.6),
+            "leaky": lambda: F.leaky_relu(x[0], 0.2),
+            "slice": lambda: x[0][:, options["first"] : options["last"]],
+            "times": lambda: x[0] * x[1],
             "pad": lambda: F.pad(x[0], options["pads"]),
             "gate": lambda: x[0] * x[0].mean((2, 3), keepdim=True).sigmoid(),
         }
@@ -178,7 +185,11 @@ def networks(draw: st.DrawFn) -> tuple[Random, Tensor]:
                 options["count_include_pad"] = draw(st.booleans())
             pool = F.max_pool2d if op == "pool" else F.avg_pool2d
             shapes.append((c, *pool(torch.zeros(1, 1, h, w), **options).shape[-2:]))
-        elif op in ("add", "concat"):
+        elif op == "slice":
+            first = draw(st.integers(0, c - 1))
+            options = {"first": first, "last": draw(st.integers(first + 1, c))}
+            shapes.append((options["last"] - first, h, w))
+        elif op in ("add", "concat", "times"):
             fits = [i for i, s in enumerate(shapes) if s[1:] == (h, w) and (op == "concat" or s[0] == c)]
             operands = (a, draw(st.sampled_from(fits)))
             shapes.append((c + (shapes[operands[1]][0] if op == "concat" else 0), h, w))
@@ -232,7 +243,7 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor) -> dict[str, Tensor]:
         y = F.relu(self.a(x))
-        out = self.b(torch.roll(y, 1, 3).tanh() + shift.view(1, -1, 1, 1))
+        out = self.b(torch.roll(y, 1, 3).sin() + shift.view(1, -1, 1, 1))
         return {"y": y, "out": out, "shift": shift, "sum": shift.sum()}
 
 
@@ -322,9 +333,9 @@ def test_a_failed_external_step_is_named_and_the_next_run_works() -> None:
     traced = tracenet.trace(randomised(Plain()), inputs)
     plan = traced.plan({"out": None})
     wanted = traced.run(inputs, plan, backend="native")["out"]
-    node = next(node for node in traced.graph.nodes if node.op == "aten.tanh")
+    node = next(node for node in traced.graph.nodes if node.op == "aten.sin")
     target, node.target = node.target, lambda *_: 1 / 0
-    with pytest.raises(ExecutionError, match=r"node 'tanh' \(aten.tanh\) failed on window"):
+    with pytest.raises(ExecutionError, match=r"node 'sin' \(aten.sin\) failed on window"):
         traced.run(inputs, plan, backend="native")
     node.target = target
     assert torch.equal(traced.run(inputs, plan, backend="native")["out"], wanted)
@@ -332,10 +343,11 @@ def test_a_failed_external_step_is_named_and_the_next_run_works() -> None:
 
 def test_one_program_per_model_and_a_new_one_after_a_move(plain: Any) -> None:
     traced, inputs = plain
-    before = traced._executor()
-    traced.run(inputs, traced.plan({"out": None}), backend="native")
-    assert traced._executor() is before
-    assert traced.to("cpu")._executor() is not before
+    plan = traced.plan({"out": None})
+    before = traced._executor(plan)
+    traced.run(inputs, plan, backend="native")
+    assert traced._executor(plan) is before
+    assert traced.to("cpu")._executor(plan) is not before
 
 
 def test_captures_at_several_sizes_share_packed_weights() -> None:

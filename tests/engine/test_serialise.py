@@ -47,6 +47,9 @@ def small() -> Schedule:
         Plane("mixed", 8, 4, 6),
         Plane("own", 8, 4, 6),
         Plane("mask", 1, 8, 12),
+        Plane("cell", 8, 1, 1),
+        Plane("gated", 8, 4, 6),
+        Plane("part", 5, 4, 6),
     )
     number = {plane.name: i for i, plane in enumerate(planes)}
 
@@ -72,6 +75,9 @@ def small() -> Schedule:
         step("conv2d", "mixed", "both max", {"residual_factor": 2, "groups": 2}, tensors={"weight": "w1"}),
         step("external", "own", "mixed"),
         step("mask_head", "mask", "own theta origin soi", {"stride": 4, "factor": 2}),
+        step("plane_mean", "cell", "sum"),
+        step("mul", "gated", "sum cell", {"activation": 3}, {"a": 0.1}),
+        step("take_channels", "part", "gated", {"first": 3}),
     )
     rng = np.random.default_rng(0)
     shapes = {"w7": (8, 3, 7, 7), "w3": (8, 8, 3, 3), "w1": (8, 8, 1, 1), "bias": (8,), "scale": (8,)}
@@ -189,7 +195,14 @@ def change_tensor(name: str, *shape: int) -> Schedule:
         (change_step("sum", inputs=(5, 0)), "must agree"),
         (change_step("sum", inputs=()), "reads nothing"),
         (change_step("sum", inputs=(5, 6, 5)), "takes 1 to 2"),
-        (change_step("sum", ints={"activation": 2}), "activation 2"),
+        (change_step("sum", ints={"activation": 11}), "activation 11"),
+        (change_step("sum", floats={"a": float("nan")}), "NaN"),
+        (change_step("sum", floats={"c": 1.0}), "does not know"),
+        (change_step("gated", inputs=(4,)), "reads 1 planes"),
+        (change_step("gated", inputs=(7, 8)), "must agree"),
+        (change_step("cell", inputs=(12,)), "gives one cell of as many"),
+        (change_step("part", ints={"first": 4}), "first 4"),
+        (change_step("part", inputs=(8,)), "takes 5 channels of 8"),
         (change_step("sum", ints={"speed": 2}), "'speed'"),
         (change_step("gate", floats={"ratio_y": 1.0}), "'ratio_y'"),
         (change_step("gate", tensors={"weight": "w1"}), "'weight'"),
@@ -200,7 +213,7 @@ def change_tensor(name: str, *shape: int) -> Schedule:
         (change_step("b", inputs=(5,)), "of its own group"),
         (change_step("stem", tensors={"weight": "w7", "scale": "scale"}), "has a scale"),
         (change_ints("stem", activation=0), "no ReLU"),
-        (change_ints("stem", conv_height=9), "height of its convolution"),
+        (change_ints("stem", conv_height=11), "height of its convolution"),
         (change_ints("stem", conv_height=-1), "conv_height -1"),
         (change_ints("stem", pool_pad_y=2), "padding 2"),
         (change_ints("a", stride_y=2), "height of 4 from 4"),
@@ -224,12 +237,12 @@ def change_tensor(name: str, *shape: int) -> Schedule:
         (change_plane("image", height=0), "sides lie in"),
         (change_plane("image", width=2**40), "sides lie in"),
         (change_plane("own", name="mixed"), "two planes"),
-        (change_plane("stem", height=5), "height"),
+        (change_plane("stem", height=7), "height"),
         (change_tensor("w3", 8, 8, 3, 2), "another shape"),
         (change_tensor("bias", 0), "side of 0"),
         (replace(small(), inputs=(0, 1, 2)), "not computed yet"),
         (replace(small(), inputs=(0, 1, 2, 3, 4)), "second time"),
-        (replace(small(), steps=small().steps[:-1]), "never computed"),
+        (replace(small(), steps=small().steps[:-4]), "never computed"),
     ],
 )
 def test_inconsistent_schedules_are_refused(schedule: Schedule, message: str) -> None:

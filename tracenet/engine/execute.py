@@ -41,6 +41,7 @@ class NativeExecutor:
     Args:
         graph: captured, layouts inferred.
         like: an executor of the same network at another size; packed weights are shared with it where they are equal.
+        reduce: False: global vectors are external steps, so that a plan may take them from elsewhere.
         poison: for tests: memory holds NaN before it is written.
 
     Raises:
@@ -49,8 +50,10 @@ class NativeExecutor:
         ScheduleError: the network is larger than a schedule allows.
     """
 
-    def __init__(self, graph: Graph, like: NativeExecutor | None = None, *, poison: bool = False) -> None:
-        schedule = lower(graph)
+    def __init__(
+        self, graph: Graph, like: NativeExecutor | None = None, *, reduce: bool = True, poison: bool = False
+    ) -> None:
+        schedule = lower(graph, reduce=reduce)
         resized = None if like is None else like.resized(schedule)
         self.program = resized or Program(schedule)
         self._tensors = schedule.tensors  # views of the graph's constants but for a few scales and biases

@@ -16,8 +16,11 @@ from tracenet.engine import patterns
 from tracenet.engine.mask_pattern import find_mask_heads
 from tracenet.engine.schedule import ACTIVATIONS, RESIZE_MODES
 from tracenet.graph.graph import INPUT, Graph, Node
+from tracenet.rft.rules.convolution import ConvSpec
 
 RELU = ACTIVATIONS.index("relu")
+HOMOGENEOUS = (RELU, ACTIVATIONS.index("leaky_relu"))
+"""Activations that a positive factor may cross."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,17 @@ class Draft:
 class Fusion:
     """The walk. ``drafts`` are in an order in which producers come first.
 
+    Args:
+        graph: captured, layouts inferred.
+        reduce: False leaves global vectors to the caller, as external steps.
+
     Attributes:
         drafts: steps by the node that each gives.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, reduce: bool = True) -> None:
         self.graph = graph
+        self.reduce = reduce
         self.drafts: dict[Node, Draft] = {}
         self._source = patterns.sources(graph)
         self._outputs = {self.source(node) for node in graph.outputs.values()}
@@ -145,10 +153,32 @@ class Fusion:
         if spec is None:
             return None
         leading = tuple(before for before, _ in spec.padding)
-        ints = patterns.window_attributes(spec.kernel, spec.stride, leading, spec.dilation)
         bias = None if spec.bias is None else Stored.of(spec.bias)
+        (x,), nodes = self._planes(spec.x), [node]
+        pad = self._padding_of(x, node, spec)
+        if pad is not None:
+            leading = tuple(a + b for a, b in zip(leading, pad, strict=True))
+            self._close(self.drafts[x])
+            x, nodes = self.source(x.args[0]), [x, node]
+        ints = patterns.window_attributes(spec.kernel, spec.stride, leading, spec.dilation)
         ints["groups"] = spec.groups
-        return Draft("conv2d", self._planes(spec.x), node, [node], ints, weight=Stored.of(spec.weight), bias=bias)
+        return Draft("conv2d", [x], node, nodes, ints, weight=Stored.of(spec.weight), bias=bias)
+
+    def _padding_of(self, x: Node, node: Node, spec: ConvSpec) -> tuple[int, int] | None:
+        """(top, left) of zeros around a plane that the convolution ``node`` alone reads: it may pad as well.
+
+        Past the last row and column a step pads by up to its reach, or by as much as before the first.
+        """
+        pad = patterns.zero_padding(x)
+        if pad is None or self._open(x, "external") is None:
+            return None
+        for axis in range(2):
+            length, before = x.args[0].plane[axis], pad[axis] + spec.padding[axis][0]
+            reach = spec.dilation[axis] * (spec.kernel[axis] - 1) + 1
+            read = (node.plane[axis] - 1) * spec.stride[axis] + reach
+            if read > length + before + max(before, reach):
+                return None
+        return pad
 
     def _affine(self, node: Node) -> Draft | None:
         """Into the convolution before it; behind its ReLU where factors are positive; else a depthwise 1x1."""
@@ -158,7 +188,8 @@ class Fusion:
         x = self.source(found.x)
         conv = self._open(x, "conv2d")
         positive = not np.any(found.shift) and bool(np.all(found.scale > 0))
-        if conv is not None and len(conv.inputs) == 1 and (positive or not conv.activated):
+        crossed = not conv.activated or (positive and conv.ints["activation"] in HOMOGENEOUS) if conv else False
+        if conv is not None and len(conv.inputs) == 1 and crossed:
             self._close(conv)
             conv.transform(found.scale, found.shift)
             return conv.take(node)
@@ -167,16 +198,19 @@ class Fusion:
         weight, bias = Stored(found.scale.reshape(-1, 1, 1, 1)), Stored(found.shift)
         return Draft("conv2d", [x], node, [node], ints, weight=weight, bias=bias if np.any(found.shift) else None)
 
-    def _relu(self, node: Node) -> Draft | None:
-        if node.op != "aten.relu" or not patterns.is_plane(node) or not patterns.is_plane(node.args[0]):
+    def _activation(self, node: Node) -> Draft | None:
+        found = patterns.activation(node)
+        if found is None:
             return None
         (x,) = self._planes(node.args[0])
-        draft = self._open(x, "conv2d", "add")
+        number = ACTIVATIONS.index(found.name)
+        draft = self._open(x, "conv2d", "add", "mul")
         if draft is not None and not draft.activated:
             self._close(draft)
-            draft.ints["activation"] = RELU
+            draft.ints["activation"] = number
+            draft.floats = found.floats
             return draft.take(node)
-        return Draft("add", [x], node, [node], {"activation": RELU})
+        return Draft("add", [x], node, [node], {"activation": number}, found.floats)
 
     def _pooling(self, node: Node) -> Draft | None:
         found = patterns.pooling(node)
@@ -185,7 +219,7 @@ class Fusion:
         op, ints = found
         (x,) = self._planes(node.args[0])
         conv = self._open(x, "conv2d") if op == "max_pool2d" else None
-        if conv is not None and conv.activated and len(conv.inputs) == 1:
+        if conv is not None and conv.ints.get("activation") == RELU and len(conv.inputs) == 1:
             return self._stem(conv, node, ints)
         return Draft(op, [x], node, [node], ints)
 
@@ -247,6 +281,21 @@ class Fusion:
             return None
         return Draft("sigmoid", self._planes(node.args[0]), node, [node])
 
+    def _product(self, node: Node) -> Draft | None:
+        operands = patterns.product(node)
+        return None if operands is None else Draft("mul", self._planes(*operands), node, [node])
+
+    def _plane_mean(self, node: Node) -> Draft | None:
+        if not self.reduce or not patterns.is_plane_mean(node):
+            return None
+        return Draft("plane_mean", self._planes(node.args[0]), node, [node])
+
+    def _slice(self, node: Node) -> Draft | None:
+        first = patterns.first_channel(node)
+        if first is None:
+            return None
+        return Draft("take_channels", self._planes(node.args[0]), node, [node], {"first": first})
+
     def _concat(self, node: Node) -> Draft | None:
         parts = patterns.concatenation(node)
         return None if parts is None else Draft("concat", self._planes(*parts), node, [node])
@@ -263,10 +312,13 @@ _MAKERS: tuple[Callable[[Fusion, Node], Draft | None], ...] = (
     Fusion._mask_head,
     Fusion._convolution,
     Fusion._affine,
-    Fusion._relu,
+    Fusion._activation,
     Fusion._pooling,
     Fusion._resize,
     Fusion._sum,
     Fusion._sigmoid,
+    Fusion._product,
+    Fusion._plane_mean,
+    Fusion._slice,
     Fusion._concat,
 )

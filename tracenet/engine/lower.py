@@ -14,7 +14,7 @@ from tracenet.graph.graph import Graph, Node
 from tracenet.kept import kept_names
 
 
-def lower(graph: Graph) -> Schedule:
+def lower(graph: Graph, *, reduce: bool = True) -> Schedule:
     """Fuse a graph's nodes into steps and put them in order.
 
     What no kernel computes becomes a step ``external`` of one node. Such steps may read and give anything; a value
@@ -22,11 +22,12 @@ def lower(graph: Graph) -> Schedule:
 
     Args:
         graph: captured, layouts inferred (as in :attr:`tracenet.TracedModel.graph`).
+        reduce: False makes the global vectors, which a plan may take from elsewhere, external steps.
 
     Raises:
         InputError: the network was captured on the meta device, without weights.
     """
-    fusion = Fusion(graph)
+    fusion = Fusion(graph, reduce=reduce)
     ordered = arrange(list(fusion.drafts.values()))
     keep = {fusion.source(graph.by_name[name]) for name in kept_names(graph)}
     planes: list[Plane] = []

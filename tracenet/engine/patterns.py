@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 
 from tracenet.graph.fold import BATCH_NORMS, is_batch_norm
 from tracenet.graph.graph import Graph, Node
+from tracenet.rft.context import is_global_vector
 from tracenet.rft.rules.convolution import ConvSpec, conv_spec
+from tracenet.rft.rules.pointwise import Reduce
 from tracenet.rft.rules.pooling import Pool
 from tracenet.rft.rules.registry import find_rule
 from tracenet.rft.rules.resize import TapsRule, corner_ratio, scale_factor
@@ -144,6 +147,109 @@ def _per_channel(value: Any, channels: int) -> np.ndarray | None:
     if shape[1] not in (1, channels) or (shape[0], *shape[2:]) != (1, 1, 1):
         return None
     return np.broadcast_to(array(value).astype(np.float64).reshape(-1), (channels,)).copy()
+
+
+class Activation(NamedTuple):
+    """A function of single values: its name in :data:`~tracenet.engine.schedule.ACTIVATIONS`, and its numbers."""
+
+    name: str
+    floats: dict[str, float]
+
+
+_ACTIVATIONS = {
+    "relu": "relu",
+    "relu6": "clip",
+    "hardtanh": "clip",
+    "clamp": "clip",
+    "clamp_min": "clip",
+    "clamp_max": "clip",
+    "leaky_relu": "leaky_relu",
+    "hardsigmoid": "hard_sigmoid",
+    "hardswish": "hard_swish",
+    "silu": "silu",
+    "gelu": "gelu",
+    "tanh": "tanh",
+}
+
+
+def activation(node: Node) -> Activation | None:
+    """The activation of a plane that a node computes; a sigmoid is an operation of its own."""
+    kind = node.op.removeprefix("aten.")
+    name = _ACTIVATIONS.get(kind)
+    if name is None or not is_plane(node) or not is_plane(node.args[0]):
+        return None
+    if name == "clip":
+        bounds = _bounds(node, kind)
+        return None if bounds is None else Activation(name, {"a": bounds[0], "b": bounds[1]})
+    if name == "leaky_relu":
+        return Activation(name, {"a": float(node.arg(1, "negative_slope", 0.01))})
+    if name == "gelu" and node.kwargs.get("approximate", "none") == "tanh":
+        name = "gelu_tanh"
+    return Activation(name, {})
+
+
+def _bounds(node: Node, kind: str) -> tuple[float, float] | None:
+    """Bounds of a clip that are plain numbers."""
+    if kind == "relu6":
+        return 0.0, 6.0
+    if kind == "hardtanh":
+        low, high = node.arg(1, "min_val", -1.0), node.arg(2, "max_val", 1.0)
+    elif kind == "clamp":
+        low, high = node.arg(1, "min"), node.arg(2, "max")
+    else:
+        given = node.arg(1, kind.removeprefix("clamp_"))
+        low, high = (given, None) if kind == "clamp_min" else (None, given)
+    if any(bound is not None and not isinstance(bound, (int, float)) for bound in (low, high)):
+        return None
+    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
+
+
+def product(node: Node) -> list[Node] | None:
+    """``[a, b]`` of a product of planes: of one size, or b one cell with a factor per channel."""
+    if node.op != "aten.mul" or not is_plane(node):
+        return None
+    operands = [node.args[0], node.arg(1, "other")]
+    if not all(isinstance(o, Node) and not o.is_constant and is_plane(o) for o in operands):
+        return None
+    a, b = operands if operands[0].shape == node.shape else operands[::-1]
+    if a.shape != node.shape or b.shape not in (node.shape, (1, node.shape[1], 1, 1)):
+        return None
+    return [a, b]
+
+
+def is_plane_mean(node: Node) -> bool:
+    """Whether a node is the mean of a plane over rows and columns, as a plane of one cell."""
+    if not is_plane(node) or node.op not in ("aten.mean", "aten.adaptive_avg_pool2d") or not is_global_vector(node):
+        return False
+    rule = find_rule(node)
+    return is_plane(node.args[0]) and (not isinstance(rule, Reduce) or rule.dims(node) == {2, 3})
+
+
+def first_channel(node: Node) -> int | None:
+    """The first channel of a slice of a plane's channels without gaps."""
+    if node.op != "aten.slice" or not is_plane(node) or not is_plane(node.args[0]):
+        return None
+    channels = node.args[0].shape[1]
+    if node.arg(1, "dim", 0) % 4 != 1 or node.arg(4, "step", 1) != 1:
+        return None
+    start = node.arg(2, "start")
+    start = 0 if start is None else start
+    if not isinstance(start, int):
+        return None
+    return min(max(start + channels if start < 0 else start, 0), channels)
+
+
+def zero_padding(node: Node) -> tuple[int, int] | None:
+    """(top, left) where a node pads rows and columns of a plane with zeros."""
+    if node.op not in ("aten.pad", "aten.constant_pad_nd") or not is_plane(node) or not is_plane(node.args[0]):
+        return None
+    amounts = list(node.arg(1, "pad"))
+    mode = node.arg(2, "mode", "constant") if node.op == "aten.pad" else "constant"
+    value = node.arg(3, "value") if node.op == "aten.pad" else node.arg(2, "value", 0)
+    if mode != "constant" or value not in (None, 0) or not all(isinstance(n, int) and n >= 0 for n in amounts):
+        return None
+    amounts += [0] * (4 - len(amounts))
+    return None if any(amounts[4:]) else (amounts[2], amounts[0])
 
 
 def window_attributes(kernel: Any, stride: Any, padding: Any, dilation: Any, prefix: str = "") -> dict[str, int]:

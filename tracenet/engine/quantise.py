@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracenet.engine.reference import External, run_schedule
-from tracenet.engine.schedule import Plane, Schedule, Step
+from tracenet.engine.schedule import ACTIVATIONS, Plane, Schedule, Step
 from tracenet.files import save_json
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.windowed_int8 import MOST_TERMS, Quantisation
@@ -244,6 +244,8 @@ def _int8_steps(schedule: Schedule, grids: Mapping[int, Quantisation], exempt: s
 
     def fits(step: Step) -> bool:
         if step.op != "conv2d" or step.name in exempt or step.inputs[0] not in grids:
+            return False
+        if ACTIVATIONS[step.ints.get("activation", 0)] not in ("none", "relu"):
             return False
         weight = schedule.tensors[step.tensors["weight"]]
         return weight[0].size <= MOST_TERMS

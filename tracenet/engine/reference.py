@@ -91,8 +91,24 @@ def _conv(step: Step, x: Tensor, weights: dict[str, Tensor], height: int, width:
     return y + weights["bias"].view(-1, 1, 1) if "bias" in weights else y
 
 
+_FUNCTIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "none": lambda x, a, b: x,
+    "relu": lambda x, a, b: F.relu(x),
+    "clip": lambda x, a, b: x.clamp(a, b),
+    "leaky_relu": lambda x, a, b: F.leaky_relu(x, a),
+    "sigmoid": lambda x, a, b: x.sigmoid(),
+    "hard_sigmoid": lambda x, a, b: F.hardsigmoid(x),
+    "hard_swish": lambda x, a, b: F.hardswish(x),
+    "silu": lambda x, a, b: F.silu(x),
+    "gelu": lambda x, a, b: F.gelu(x),
+    "gelu_tanh": lambda x, a, b: F.gelu(x, approximate="tanh"),
+    "tanh": lambda x, a, b: x.tanh(),
+}
+
+
 def _activate(step: Step, x: Tensor) -> Tensor:
-    return F.relu(x) if ACTIVATIONS[step.ints.get("activation", 0)] == "relu" else x
+    function = _FUNCTIONS[ACTIVATIONS[step.ints.get("activation", 0)]]
+    return function(x, step.floats.get("a", 0.0), step.floats.get("b", 0.0))
 
 
 def _conv2d(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) -> Tensor:
@@ -158,6 +174,18 @@ def _add(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) 
     return _activate(step, x[0] + x[1] if len(x) > 1 else x[0])
 
 
+def _mul(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) -> Tensor:
+    return _activate(step, x[0] * x[1])
+
+
+def _plane_mean(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) -> Tensor:
+    return x[0].mean((2, 3), keepdim=True)
+
+
+def _take_channels(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) -> Tensor:
+    return x[0].narrow(1, step.ints.get("first", 0), plane.channels)
+
+
 def _sigmoid(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) -> Tensor:
     return x[0].sigmoid()
 
@@ -191,5 +219,8 @@ _OPS: dict[str, Callable[[Step, list[Tensor], dict[str, Tensor], Plane], Tensor]
     "sigmoid": _sigmoid,
     "concat": _concat,
     "mask_head": _mask_head,
+    "mul": _mul,
+    "plane_mean": _plane_mean,
+    "take_channels": _take_channels,
     "convert": lambda step, x, weights, plane: x[0],
 }

@@ -12,7 +12,7 @@ lies past the plane after the last is padding as well):
 op                        inputs                      attributes
 ========================  ==========================  ========================================================
 ``conv2d``                x, [residual]               window attributes, ``groups``, ``activation``,
-                                                      ``residual_factor``; tensors ``weight``
+                                                      ``residual_factor``; floats ``a b``; tensors ``weight``
                                                       [out, in / groups, ky, kx], ``bias``, ``scale`` [out]
 ``max_pool2d``            x                           window attributes
 ``avg_pool2d``            x                           window attributes, ``count_include_pad``, ``divisor``
@@ -20,12 +20,16 @@ op                        inputs                      attributes
                                                       attributes, ``conv_height``, ``conv_width``
 ``resize``                x, [addend]                 ``mode`` (:data:`RESIZE_MODES`), ``factor``; floats
                                                       ``ratio_y ratio_x``
-``add``                   a, [b]                      ``activation``
+``add``                   a, [b]                      ``activation``; floats ``a b``
 ``sigmoid``               x
 ``concat``                x, ...                      channels in order
 ``mask_head``             features, theta, origin,    ``stride``, ``factor`` (0: logits on the features' plane,
                           size_of_interest            f: followed by aligned bilinear upsampling by f)
 ``convert``               x                           to the dtype of the output's plane
+``mul``                   a, b                        ``activation``; floats ``a b``. b is a plane like a, or one
+                                                      cell, whose channels multiply every pixel
+``plane_mean``            x                           one cell: the mean of each channel over the whole plane
+``take_channels``         x                           ``first``: as many channels as the output has, from there
 ``external``              anything                    run by Python, node by node
 ========================  ==========================  ========================================================
 
@@ -34,8 +38,9 @@ is quantised symmetrically, one scale per output channel, when a program is buil
 dtype. All other operations but ``convert`` read and give ``float32``, and inputs of the network are ``float32``;
 outputs are delivered as real values.
 
-``activation`` is a position in :data:`ACTIVATIONS`. A value is what ``csrc/include/tracenet/conv.hpp`` and
-``kernels.hpp`` say.
+``activation`` is a position in :data:`ACTIVATIONS`; ``a`` and ``b`` are the bounds of a clip, ``a`` is the slope of a
+leaky ReLU. A stem has ReLU, and 8-bit convolutions have ReLU or none. A value is what
+``csrc/include/tracenet/conv.hpp`` and ``kernels.hpp`` say.
 """
 
 from __future__ import annotations
@@ -43,6 +48,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from tracenet_kernels.activations import ACTIVATIONS as ACTIVATIONS
 
 OPS = (
     "conv2d",
@@ -56,9 +63,11 @@ OPS = (
     "mask_head",
     "external",
     "convert",
+    "mul",
+    "plane_mean",
+    "take_channels",
 )
 DTYPES = ("float32", "uint8")
-ACTIVATIONS = ("none", "relu")
 RESIZE_MODES = ("nearest", "bilinear", "bilinear_align_corners", "aligned_bilinear")
 
 

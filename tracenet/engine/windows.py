@@ -180,6 +180,10 @@ def _whole(step: Step, axis: int, span: Span, length: int, out: int) -> Span:
     return 0, length
 
 
+def _cell_or_same(step: Step, axis: int, span: Span, length: int, out: int) -> Span:
+    return span if length == out else (0, length)
+
+
 def _residual(step: Step, axis: int, span: Span, length: int, out: int) -> Span:
     factor = step.ints.get("residual_factor", 1)
     return span[0] // factor, (span[1] - 1) // factor + 1
@@ -226,5 +230,8 @@ _DEMANDS: dict[str, tuple[Rule, Rule]] = {  # of the first input, of the others
     "concat": (_same, _same),
     "mask_head": (_same, _whole),
     "convert": (_same, _same),
+    "mul": (_same, _cell_or_same),
+    "plane_mean": (_whole, _whole),
+    "take_channels": (_same, _same),
     "external": (_whole, _whole),
 }

@@ -17,7 +17,28 @@
 
 namespace tracenet {
 
-enum class Activation : std::int32_t { none = 0, relu = 1 };
+// In the order of ACTIVATIONS in schedule.py. `a` and `b` are the step's numbers, see Activate.
+enum class Activation : std::int32_t {
+    none = 0,
+    relu = 1,
+    clip = 2,          // min(max(x, a), b)
+    leaky_relu = 3,    // x < 0 ? a * x : x
+    sigmoid = 4,       // 1 / (1 + exp(-x))
+    hard_sigmoid = 5,  // min(max(x + 3, 0), 6) / 6
+    hard_swish = 6,    // x * hard_sigmoid(x)
+    silu = 7,          // x * sigmoid(x)
+    gelu = 8,          // x * P(X <= x) of a standard normal X
+    gelu_tanh = 9,     // x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x^3))
+    tanh = 10
+};
+constexpr int kActivations = 11;
+
+// A function of one number, and the numbers that belong to it. NaN stays NaN.
+struct Activate {
+    Activation kind = Activation::none;
+    float a = 0.0F;
+    float b = 0.0F;
+};
 
 struct ConvSpec {
     std::int64_t in_channels = 0;  // of all groups
@@ -46,6 +67,8 @@ struct ConvJob {
     std::int64_t residual_factor =
         1;  // cell (y / f, x / f) of the residual is added: 1 a shortcut, 2 nearest upsampling
     Activation activation = Activation::none;
+    float a = 0.0F;  // of the activation
+    float b = 0.0F;
 };
 
 // Floats that pack_conv writes. Throws InputError for a spec that is not a convolution.

@@ -39,11 +39,28 @@ struct ResizeSpec {
 void resize(const ResizeSpec& spec, View<const float> input, View<const float> addend, View<float> output,
             const Window& window, ThreadPool& pool);
 
-// output = act(a + b); b.data == nullptr: act(a). In place where a or b is the output.
-void add(View<const float> a, View<const float> b, Activation activation, View<float> output, const Window& window,
+// output = f(a + b); b.data == nullptr: f(a). In place where a or b is the output.
+void add(View<const float> a, View<const float> b, const Activate& function, View<float> output, const Window& window,
          ThreadPool& pool);
 
 void sigmoid(View<const float> input, View<float> output, const Window& window, ThreadPool& pool);
+
+// output = f(input). In place where the input is the output.
+void activate(View<const float> input, const Activate& function, View<float> output, const Window& window,
+              ThreadPool& pool);
+
+// output = f(a * b). b is a plane of the output's size or one cell, whose channels then multiply every pixel. In place
+// where a or b is the output.
+void multiply(View<const float> a, View<const float> b, const Activate& function, View<float> output,
+              const Window& window, ThreadPool& pool);
+
+// The one cell of output = the mean of each channel over the whole plane of input, the same bits on any number of
+// threads.
+void plane_mean(View<const float> input, View<float> output, ThreadPool& pool);
+
+// output = input[..., first : first + output.channels]
+void take_channels(View<const float> input, std::int64_t first, View<float> output, const Window& window,
+                   ThreadPool& pool);
 
 // output[..., first : first + input.channels] = input
 void copy_channels(View<const float> input, std::int64_t first, View<float> output, const Window& window,

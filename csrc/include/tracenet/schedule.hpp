@@ -41,9 +41,12 @@ enum class Op : std::uint8_t {
     concat,
     mask_head,
     external,
-    convert
+    convert,
+    mul,
+    plane_mean,
+    take_channels
 };
-inline constexpr int kOps = 11;
+inline constexpr int kOps = 14;
 const char* op_name(Op op);
 
 // In the order of DTYPES in schedule.py.
@@ -79,6 +82,9 @@ struct Attributes {
     AxisGeometry x;
     std::int64_t groups = 1;
     Activation activation = Activation::none;
+    float a = 0.0F;  // of the activation
+    float b = 0.0F;
+    std::int64_t first = 0;  // take_channels
     std::int64_t residual_factor = 1;
     PoolSpec pool;  // max_pool2d, avg_pool2d, and the pooling of a stem
     std::int64_t conv_height = 0;

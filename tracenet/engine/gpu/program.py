@@ -13,7 +13,7 @@ from tracenet.engine.gpu.out_of_memory import named_out_of_memory
 from tracenet.engine.gpu.units import Unit, units
 from tracenet.engine.planner import step_macs
 from tracenet.engine.reference_windows import window_of
-from tracenet.engine.schedule import Plane, Schedule, Step
+from tracenet.engine.schedule import ACTIVATIONS, Plane, Schedule, Step
 from tracenet_kernels import gpu
 from tracenet_kernels.errors import BackendError, InputError
 from tracenet_kernels.triton import bottleneck_tail
@@ -26,6 +26,14 @@ PRECISIONS = ("ieee", "tf32", "tf32x3")
 three such products, nearly exact."""
 MIN_TAIL_TILES = 128
 """Tiles of 64 cells that a plane must have for its block's tail to be fused: fewer leave multiprocessors idle."""
+
+
+_WITHOUT_KERNEL = ("external", "mul", "plane_mean", "take_channels")
+
+
+def has_kernel(step: Step) -> bool:
+    """Whether the GPU's kernels compute a step: not every operation, and no activation but ReLU."""
+    return step.op not in _WITHOUT_KERNEL and ACTIVATIONS[step.ints.get("activation", 0)] in ("none", "relu")
 
 
 class GpuProgram:
@@ -123,11 +131,11 @@ class GpuProgram:
         return sum(t.numel() * t.element_size() for t in [*packed, *self._vectors.values()])
 
     def _set_schedule(self, schedule: Schedule) -> None:
-        external = [step for step in schedule.steps if step.op == "external"]
-        if external:
+        missing = [step for step in schedule.steps if not has_kernel(step)]
+        if missing:
             raise BackendError(
-                f"backend 'triton' cannot run this: no kernel computes {external[0].name!r}; choose 'native', which "
-                "runs such steps in PyTorch, or 'torch'"
+                f"backend 'triton' cannot run this: no kernel computes {missing[0].name!r}; choose 'native', which "
+                "computes it, or 'torch'"
             )
         self.schedule = schedule
         self._pack()
