@@ -7,6 +7,7 @@ in :data:`SETUPS`, what its comments claim in :data:`CLAIMS`.
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -78,6 +79,26 @@ def shell_lines(page: Path) -> Iterator[tuple[str, list[str]]]:
                 words = shlex.split(line.removeprefix("$ "), comments=True)
                 if words:
                     yield line, words
+
+
+def run(block: Block, scope: Scope) -> None:
+    """Execute a block, statement by statement, and compare values with those its comments show."""
+    lines = block.text.splitlines()
+    for statement in ast.parse(block.text, block.page).body:
+        ast.increment_lineno(statement, block.line - 1)
+        shown = lines[(statement.end_lineno or 0) - block.line].partition("  # => ")[2]
+        if shown and isinstance(statement, ast.Expr):
+            value = eval(compile(ast.Expression(statement.value), block.page, "eval"), scope)
+            assert _as_shown(value, shown), f"{block.page}, line {statement.lineno}: {value!r} is not {shown}"
+        else:
+            assert not shown, f"{block.page}, line {statement.lineno}: only an expression has a value to show"
+            exec(compile(ast.Module([statement], []), block.page, "exec"), scope)
+
+
+def _as_shown(value: Any, shown: str) -> bool:
+    if isinstance(value, float):
+        return f"{value:.{len(shown.partition('.')[2])}f}" == shown
+    return repr(value) == shown
 
 
 class Gated(nn.Module):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests import pages
 from tests.pages import CLAIMS, PAGES, ROOT, SETUPS, Scope, blocks, name_of, python_blocks, shell_lines
 from tracenet.cli import app
 from tracenet.rft.rules import registry
@@ -31,7 +32,7 @@ def test_python_of_a_page_runs_from_top_to_bottom(
     scope: Scope = SETUPS[name]() if name in SETUPS else {}
     for block in python_blocks(page):
         if block.not_run is None:
-            exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), scope)
+            pages.run(block, scope)
     if name in CLAIMS:
         CLAIMS[name](scope)
 
@@ -103,3 +104,13 @@ def test_links_of_a_page_lead_to_files_of_the_repository(page: Path) -> None:
             target = page.parent / link.split("#")[0]
             assert target.exists(), f"{name_of(page)} links to {link}"
             assert target.resolve().is_relative_to(ROOT), f"{name_of(page)} links out of the repository: {link}"
+
+
+@pytest.mark.parametrize(("shown", "right"), [("0.33", True), ("0.34", False), ("1", False)])
+def test_values_that_a_page_shows_are_compared(shown: str, right: bool) -> None:
+    block = pages.Block("page.md", 1, "python", f"third = 1 / 3\nthird  # => {shown}\n", None)
+    if right:
+        pages.run(block, {})
+    else:
+        with pytest.raises(AssertionError, match=r"page.md, line 2: 0.33"):
+            pages.run(block, {})

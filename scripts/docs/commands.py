@@ -61,7 +61,8 @@ def options_of(name: str) -> Iterator[Option]:
         if isinstance(info, ArgumentInfo):
             yield Option((parameter.name.upper(),), "", info.help or "", default, required)
             continue
-        names = tuple(info.param_decls or ()) or (f"--{parameter.name.replace('_', '-')}",)
+        first = (info.default,) if isinstance(info.default, str) else ()  # typer's first name stands in its place
+        names = (*first, *(info.param_decls or ())) or (f"--{parameter.name.replace('_', '-')}",)
         value = "" if kind is bool else info.metavar or VALUES[_plain(kind)]
         yield Option(names, value, info.help or "", default, required)
 
