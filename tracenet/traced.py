@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -232,6 +234,7 @@ class TracedModel:
         if unknown:
             raise RequestError(f"{unknown[0]!r} is to be kept but is not a node; use the names in plan.windows")
         given = self._check(inputs, plan)
+        self._check_values(given)
         if keep and not plan.exact:
             raise RequestError(
                 "values of an approximate plan are not kept, later plans would take them for exact ones; "
@@ -250,7 +253,9 @@ class TracedModel:
             return self._gpu.run(plan, given), {}
         if chosen == "native":
             return self._executor(plan).run(plan, given), {}
-        return crop_pad.run_plan(plan, given, store, keep)
+        self._check_device(given)
+        with _without_autocast():
+            return crop_pad.run_plan(plan, given, store, keep)
 
     def _executor(self, plan: Plan) -> NativeExecutor:
         """The native program and a session, made when first asked for.
@@ -311,6 +316,32 @@ class TracedModel:
                 )
         return given
 
+    @cached_property
+    def _devices(self) -> dict[torch.device, Node]:
+        """Where the weights lie, and one that lies there."""
+        return {node.value.device: node for node in self.graph.nodes if node.value is not None}
+
+    def _check_values(self, given: Sequence[Tensor | Patch]) -> None:
+        """Refuse to compute with tensors that hold no values."""
+        inputs = (n for n, value in zip(self.graph.inputs, given, strict=True) if _tensor_of(value).is_meta)
+        node = self._devices.get(torch.device("meta")) or next(inputs, None)
+        if node is not None:
+            raise InputError(
+                f"{node.name!r} is on the meta device and has no values: such a capture can be planned and "
+                "counted, not run; trace the model with its weights and pass real inputs"
+            )
+
+    def _check_device(self, given: Sequence[Tensor | Patch]) -> None:
+        """The torch backend computes where the inputs are, with weights that lie there too."""
+        devices = self._devices
+        for node, value in zip(self.graph.inputs, given, strict=True):
+            device = _tensor_of(value).device
+            if devices and device not in devices:
+                raise InputError(
+                    f"input {node.name!r} lies on {device}, the weights on {', '.join(map(str, devices))}; move the "
+                    f"input, or the traced model with traced.to({str(device)!r})"
+                )
+
     def share_weights(self, other: TracedModel) -> None:
         """Use the stored tensors of another capture of the same model where they are equal, so that they exist once.
 
@@ -331,8 +362,23 @@ class TracedModel:
         for node in self.graph.nodes:
             if node.value is not None:
                 node.value = node.value.to(device)
+        self.__dict__.pop("_devices", None)
         self._low.clear()
         return self
+
+
+def _tensor_of(given: Tensor | Patch) -> Tensor:
+    return given.tensor if isinstance(given, Patch) else given
+
+
+@contextlib.contextmanager
+def _without_autocast() -> Iterator[None]:
+    """A plan computes in the dtypes of its capture, whatever surrounds the call."""
+    on = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    with contextlib.ExitStack() as stack:
+        for kind in on:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def _check_patch(node: Node, patch: Patch, plan: Plan) -> None:

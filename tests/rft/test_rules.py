@@ -489,6 +489,15 @@ MIXING = [
     function("glu", lambda x: F.glu(x, 1), 2, 4, 9, 11),
     layer("linear-last-axis-plane", lambda: nn.Linear(11, 4), *P, barriers=1),
     layer("prelu", lambda: nn.PReLU(3), *P),
+    function("fake-quantise", lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 3, -128, 127), *P, tight=False),
+    function(
+        "fake-quantise-channels",
+        lambda x: torch.fake_quantize_per_channel_affine(
+            x, torch.tensor([0.1, 0.2, 0.3]), torch.zeros(3, dtype=torch.int32), 1, -128, 127
+        ),
+        *P,
+        tight=False,
+    ),
     layer("batch-norm", lambda: nn.BatchNorm2d(3), *P),
     function(
         "batch-norm-core",

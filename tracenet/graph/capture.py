@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from tracenet.graph.graph import CONSTANT, INPUT, Graph, Node, map_nodes
+from tracenet.graph.refusals import changed_number, check_state, explain, line_of, numbers_of, quiet
 from tracenet_kernels.errors import CaptureError, InputError
 
 _aten = torch.ops.aten
@@ -31,7 +32,8 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> Graph
 
     Raises:
         InputError: the model is in training mode, or the example inputs are not tensors.
-        CaptureError: the export failed, control flow depends on data, or the model changes its own buffers.
+        CaptureError: the export failed, control flow depends on data, or the model changes its own buffers or numbers.
+            The message names the node or the line of the model's code.
     """
     args = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
     _check(model, args)
@@ -42,6 +44,7 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]) -> Graph
 def _check(model: nn.Module, args: tuple[Any, ...]) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"trace got a {type(model).__name__}; pass a torch.nn.Module")
+    check_state(model)
     training = [name or "the model itself" for name, module in model.named_modules() if module.training]
     if training:
         raise InputError(
@@ -52,7 +55,10 @@ def _check(model: nn.Module, args: tuple[Any, ...]) -> None:
         raise InputError("trace got no example inputs; pass at least one tensor")
     for position, arg in enumerate(args):
         if not isinstance(arg, Tensor):
-            raise InputError(f"example input {position} is a {type(arg).__name__}; pass tensors")
+            raise InputError(
+                f"example input {position} is a {type(arg).__name__}; pass tensors. What is no tensor is fixed for a "
+                "captured network: wrap the model in a module whose forward passes it on"
+            )
         if arg.ndim >= 3 and 0 in arg.shape:
             raise InputError(f"example input {position} has shape {tuple(arg.shape)}; every size must be positive")
         if arg.is_complex():
@@ -60,24 +66,42 @@ def _check(model: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def _export(model: nn.Module, args: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    before, after = numbers_of(model), numbers_of(model)
+    hook = model.register_forward_hook(lambda *_: after.update(numbers_of(model)))  # torch.export puts them back
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model, args, strict=False)
-            if any(_mutates(node) for node in exported.graph.nodes):
+            exported = torch.export.export(model, _distinct(args), strict=False)
+            if any(_is_to_be_decomposed(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CaptureError(explain(error, model)) from error
+    finally:
+        hook.remove()
+    if changed := changed_number(before, after):
         raise CaptureError(
-            f"torch.export could not capture {type(model).__name__}: {first_line}. Control flow that depends on "
-            "tensor values cannot be captured; wrap the convolutional part in a module of its own and trace that."
-        ) from error
+            f"the model changes its attribute {changed} while it runs, and the graph would hold one of its values. "
+            "Make the forward pass free of side effects; if it only remembers a size, run the model once before tracing"
+        )
     return exported
 
 
-def _mutates(node: fx.Node) -> bool:
+def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One tensor that comes twice would be captured as one input."""
+    seen: set[int] = set()
+    distinct = []
+    for arg in args:
+        distinct.append(arg.clone() if id(arg) in seen else arg)
+        seen.add(id(arg))
+    return tuple(distinct)
+
+
+def _is_to_be_decomposed(node: fx.Node) -> bool:
+    """Whether an operation writes to its operand, or belongs to a transform of functions such as ``torch.vmap``."""
+    if node.op != "call_function":
+        return False
     schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and schema.is_mutable
+    return bool(schema is not None and schema.is_mutable) or "_functorch" in getattr(node.target, "__module__", "")
 
 
 def op_name(target: Any) -> str:
@@ -103,7 +127,7 @@ class _Converter:
             if fx_node.op == "call_function":
                 self._call(fx_node)
             elif fx_node.op not in ("placeholder", "output"):
-                raise CaptureError(f"node {fx_node.name} is a {fx_node.op}, which a traced graph cannot hold")
+                raise CaptureError(_refused_part(fx_node))
         graph = Graph(self.nodes, inputs, self._outputs())
         graph.keep_reachable()
         _fold_constants(graph, self.args[0].device)
@@ -160,7 +184,7 @@ class _Converter:
             return  # converted where its elements are taken; assertions have no value and no user
         if not isinstance(value, Tensor):
             raise CaptureError(
-                f"node {fx_node.name} ({op_name(fx_node.target)}) yields a {type(value).__name__}: a number computed "
+                f"{_named(fx_node)} yields a {type(value).__name__}: a number computed "
                 "from tensor data or sizes. Its value would be frozen into the graph; compute it outside the model"
             )
         self._add(fx_node, fx_node, value, item=None)
@@ -194,13 +218,17 @@ class _Converter:
     ) -> None:
         if any(not isinstance(size, int) for size in value.shape):
             raise CaptureError(
-                f"node {source.name} has a data-dependent shape {tuple(value.shape)}; it cannot be traced"
+                f"{_named(source)} has a data-dependent shape {tuple(value.shape)}; it cannot be traced. End the "
+                "traced part before it"
             )
         if value.is_complex():
-            raise CaptureError(f"node {source.name} ({op_name(target)}) is complex; only real tensors can be traced")
-        node = Node(
-            "", op_name(target), target, tuple(args), kwargs, tuple(value.shape), value.dtype, _module(source), item
-        )
+            raise CaptureError(
+                f"{_named(source)} is complex; only real tensors can be traced. Wrap the complex part in a custom "
+                "operation with real inputs and outputs and register a rule for it"
+            )
+        shape = tuple(value.shape)
+        node = Node("", op_name(target), target, tuple(args), kwargs, shape, value.dtype, _module(source), item)
+        node.source = line_of(source.meta)
         self.nodes.append(node)
         self.map[fx_node] = node
 
@@ -226,6 +254,26 @@ class _Converter:
         if not outputs:
             raise CaptureError("the model returns no tensors; there is nothing to request")
         return outputs
+
+
+def _named(fx_node: fx.Node) -> str:
+    """A node of the exported graph in words: its name, its operation, the line of the model's code."""
+    line = line_of(fx_node.meta)
+    return f"node {fx_node.name} ({op_name(fx_node.target)}{f', at {line}' if line else ''})"
+
+
+def _refused_part(fx_node: fx.Node) -> str:
+    """Why a graph inside the graph cannot be held: what uses it, and what to do."""
+    user = next(iter(fx_node.users), fx_node)
+    kind = str(getattr(user.target, "__name__", user.target))
+    if "autocast" in kind:
+        advice = "Take autocast out of the forward pass, and trace model.half() or model.bfloat16() for lower precision"
+    elif "grad" in kind:
+        advice = "Take the switch of gradients out of the forward pass; traced runs need none"
+    else:
+        advice = "Compute both ways and choose with torch.where, or end the traced part before it"
+    line = line_of(user.meta)
+    return f"node {user.name} ({kind}{f', at {line}' if line else ''}) holds a graph of its own. {advice}"
 
 
 def _output_name(path: Any) -> str:
@@ -271,6 +319,8 @@ def _draws_random_numbers(node: Node) -> bool:
         return bool(node.arg(2, "train", True)) and node.args[1] != 0
     if node.op == "aten.scaled_dot_product_attention":
         return bool(node.arg(4, "dropout_p", 0.0))
+    if node.op in ("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"):
+        return bool(node.args[6]) and node.args[5] != 0  # training, dropout
     return not (node.op.startswith("aten.rrelu") and not node.arg(3, "training", False))
 
 
@@ -314,7 +364,7 @@ def _name_nodes(graph: Graph) -> None:
         if node.name:
             continue
         path, single = node.module.rstrip("!"), node.module.endswith("!") and per_module.get(node.module) == 1
-        base = path if single else f"{path}.{_short(node)}" if path else _short(node)
+        base = path if single and path else f"{path}.{_short(node)}" if path else _short(node)
         name, count = base, 0
         while name in taken:
             count += 1

@@ -54,6 +54,7 @@ class Node:
         item: which element of a tuple-valued operation this node is, else ``None``.
         shape, dtype: of the full output.
         value: the tensor of a constant.
+        source: the line of the model's code that it comes from, as ``file:line: code``; empty where it is not known.
         layout_error: why the layout could not be inferred (raised only when a plan visits the node).
     """
 
@@ -71,6 +72,7 @@ class Node:
     layout_error: Exception | None = None
     index: int = -1
     cache: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     @property
     def operands(self) -> list[Node]:

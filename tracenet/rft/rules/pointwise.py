@@ -128,6 +128,13 @@ class ChannelParameters(FirstOperand):
         return super().layout(node)
 
 
+register_rule(
+    "aten.fake_quantize_per_tensor_affine", "aten.fake_quantize_per_channel_affine",
+    "quantized_decomposed.quantize_per_tensor", "quantized_decomposed.dequantize_per_tensor",
+    "quantized_decomposed.quantize_per_channel", "quantized_decomposed.dequantize_per_channel",
+)(FirstOperand())  # fmt: skip
+
+
 class Mixing(FirstOperand):
     """Same window unless the operation mixes along a plane axis; then the whole plane is read and cropped."""
 

@@ -129,7 +129,8 @@ def find_rule(node: Node) -> Rule:
     if all(operand.layout is None for operand in node.operands):
         return _FLAT
     raise UnsupportedOpError(
-        f"node {node.name!r} is {node.op}, which has no backward rule; register one with "
+        f"node {node.name!r} is {node.op}{f' (at {node.source})' if node.source else ''}, which has no backward rule; "
+        "register one with "
         f"@tracenet.register_rule({node.op!r}) (tracenet.rft.rules.Pointwise() if every output cell reads only the "
         "same cell of its inputs, tracenet.rft.rules.Barrier() if it reads the whole plane)"
     )
