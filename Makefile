@@ -17,12 +17,13 @@ STAMP  := $(VENV)/.installed
 CPP    := $(shell find csrc -type f \( -name '*.hpp' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install test sanitize aot demo docs lint format env clean
+.PHONY: help install web web-check test sanitize aot demo docs lint format env clean
 
 help:
 	@echo "make test     install into $(VENV) and run the tests"
 	@echo "make sanitize run the C++ tests under AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make aot      compile every GPU kernel ahead of time and check its machine code; needs no GPU"
+	@echo "make web      build the viewer's page from web/; needs Node 20, users do not"
 	@echo "make demo     install into $(VENV) and segment a clicked object in a bundled photo"
 	@echo "make docs     build the documentation site into site/; open site/index.html"
 	@echo "make lint     ruff, mypy, clang-format, without changing anything"
@@ -44,6 +45,16 @@ install: $(STAMP)
 
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+# The registry's address stays out of the lock file, so any registry that npm knows will do.
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	cd web && npm ci --ignore-scripts
+
+web: web/node_modules/.package-lock.json
+	cd web && npm run --silent check && npm run --silent build
+
+web-check: web/node_modules/.package-lock.json
+	cd web && npm run --silent check && npm run --silent test && npm run --silent build -- --check
 
 sanitize:
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash .ci/sanitize
@@ -72,5 +83,5 @@ env: install
 	$(BIN)/python -m tracenet_kernels.env_report
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tracenet_kernels/_C*.so
+	rm -rf $(VENV) web/node_modules build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tracenet_kernels/_C*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
