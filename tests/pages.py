@@ -166,8 +166,15 @@ def _start_claims(scope: Scope) -> None:
     assert torch.allclose(scope["part"], full, atol=1e-5)
 
 
+def _any_convnet_claims(scope: Scope) -> None:
+    (shown,) = [b.text for b in blocks(ROOT / "docs/any_convnet.md") if b.language == "text"]
+    table = scope["traced"].plan({0: tracenet.Window(20, 28, 30, 38)}).table()
+    assert shown.splitlines() == table.splitlines()[:-1]
+
+
 CLAIMS: dict[str, Callable[[Scope], None]] = {
     "README.md": _eight_lines,
+    "docs/any_convnet.md": _any_convnet_claims,
     "docs/barriers.md": _barriers_claims,
     "docs/index.md": _eight_lines,
     "docs/start.md": _start_claims,

@@ -47,7 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in files.documentation_pages():
         if not file.is_documentation_page():
             continue
-        for path in _links(file.content_string, _origin(file.src_uri)):
+        for path in _links(MARK.sub(_filled, file.content_string), _origin(file.src_uri)):
             if not path.startswith("docs/") and path not in PAGES:
                 wanted.add(path)
     for path in sorted(wanted):
