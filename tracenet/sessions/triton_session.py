@@ -41,7 +41,7 @@ class TritonNetwork:
     backend = "triton"
 
     def __init__(self, model: TraceNet, config: TraceNetConfig, device: str = "cuda", dtype: str = "float16") -> None:
-        self.config = config
+        self.config, self.device = config, device
         self._schedules = _Schedules(model)
         first = GpuProgram(self._schedules.at(*SIZE), device, dtype)
         self._programs = ProgramsBySize(

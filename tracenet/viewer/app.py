@@ -25,7 +25,7 @@ from starlette.staticfiles import StaticFiles
 from tracenet import __version__
 from tracenet.predictor import Predictor
 from tracenet.viewer import messages
-from tracenet.viewer.bodies import Receiver, check_json, parse, split_image
+from tracenet.viewer.bodies import Receiver, check_json, decode_image, parse, split_image
 from tracenet.viewer.clicks import Clicks
 from tracenet.viewer.errors import ViewerError, as_viewer_error, shutting_down
 from tracenet.viewer.gate import AllowedHosts, Gate
@@ -37,6 +37,7 @@ from tracenet.viewer.photos import Photo, PhotoFolder, check_upload, clean_name
 from tracenet.viewer.tolerance import ToleranceJob
 from tracenet.viewer.visitors import Visitors
 from tracenet.viewer.worker import Job, Worker
+from tracenet_kernels.errors import TraceNetError
 
 STATIC = Path(str(files("tracenet.viewer") / "static"))
 BUNDLED = Path(str(files("tracenet") / "assets" / "photos"))
@@ -64,7 +65,7 @@ class Viewer:
         if folder is not None:
             self.folders.append(PhotoFolder(folder, "folder", pixels, most))
         self.opened = OpenPhotos(predictor, self.limits)
-        self.clicks = Clicks(predictor, self.opened)
+        self.clicks = Clicks(predictor, self.opened, self.limits)
         self.visitors = Visitors(self.limits, self.opened.close)
         self.receiver = Receiver(self.limits)
         self.worker = Worker(self.limits.queue, self.limits.queue_per_visitor, self.limits.tolerance_jobs)
@@ -222,10 +223,9 @@ def _add_errors(app: FastAPI) -> None:
         where = ".".join(map(str, first["loc"]))
         return _error(ViewerError("bad_request", f"{where}: {first['msg']}", "see /openapi.json"))
 
-    app.add_exception_handler(ViewerError, known)
+    app.add_exception_handler(TraceNetError, known)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, known)
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -241,6 +241,10 @@ def _add_pages(app: FastAPI) -> None:
 
     class Assets(StaticFiles):
         """The page's files, which browsers ask about anew each time."""
+
+        async def check_config(self) -> None:
+            if not STATIC.is_dir():
+                raise HTTPException(404)
 
         def file_response(self, *arguments: Any, **options: Any) -> Response:
             response = super().file_response(*arguments, **options)
@@ -365,12 +369,13 @@ def _add_clicks(app: FastAPI, viewer: Viewer) -> None:
         check_json(request)
         most = limits.json_bytes + (limits.max_bytes * 4 + 2) // 3
         async with viewer.receiver.body(request, most) as body:
-            rest, image = split_image(body, limits.json_bytes)
+            rest, text = split_image(body, limits.json_bytes)
             asked = parse(rest, messages.SegmentRequest)
-            if asked.photo is not None and asked.image is None:
-                return asked, await viewer.photo(visitor, asked.photo)
-            if asked.photo is not None or not image:
+            if (asked.photo is None) == (asked.image is None):
                 raise ViewerError("bad_request", "the request has no photo or two", "pass either `photo` or `image`")
+            if asked.photo is not None:
+                return asked, await viewer.photo(visitor, asked.photo)
+            image = decode_image(asked.image or text or b"")
             if len(image) > limits.max_bytes:
                 raise ViewerError(
                     "too_large",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import re
 import time
 from collections.abc import AsyncIterator
@@ -101,13 +100,13 @@ def parse(body: bytes, model: type[Model]) -> Model:
 
 
 def split_image(body: bytes, most: int) -> tuple[bytes, bytes | None]:
-    """JSON without the value of its ``image``, and that image decoded; most of a large body is not parsed.
+    """JSON with an empty text in place of its first ``image``, and that text: most of a large body is not parsed.
 
     Args:
         most: bytes of the rest.
 
     Raises:
-        ViewerError: the rest is too large, the image is no base64.
+        ViewerError: the rest is too large.
     """
     found = _IMAGE.search(body)
     rest = body if found is None else body[: found.start(1)] + body[found.end(1) :]
@@ -115,11 +114,14 @@ def split_image(body: bytes, most: int) -> tuple[bytes, bytes | None]:
         raise ViewerError(
             "too_large", f"the JSON has {len(rest)} bytes, its image apart; at most {most} are read", "send less"
         )
-    if found is None or not found[1]:
-        return rest, None
+    return rest, None if found is None else found[1].replace(b"\\/", b"/")
+
+
+def decode_image(text: bytes | str) -> bytes:
+    """Base64 -> bytes. Raises ViewerError."""
     try:
-        return rest, base64.b64decode(found[1].replace(b"\\/", b"/"), validate=True)
-    except binascii.Error as error:
+        return base64.b64decode(text, validate=True)
+    except ValueError.Error as error:
         raise ViewerError("bad_request", f"`image` is no base64 ({error})", "encode the photo's file") from error
 
 

@@ -12,12 +12,14 @@ from tracenet import inference
 from tracenet.conventions import LEVELS, SIZES_OF_INTEREST, STRIDES
 from tracenet.inference import HEADS, Floats
 from tracenet.predictor import Predictor
+from tracenet.viewer.errors import ViewerError
 from tracenet.viewer.layers import NetworkViews, graph_nodes, report
+from tracenet.viewer.limits import Limits
 from tracenet.viewer.messages import SegmentRequest
 from tracenet.viewer.opened import OpenPhotos
 from tracenet.viewer.outlines import encode_rle, polygons
 from tracenet.viewer.photos import Photo
-from tracenet.zoom import Scale
+from tracenet.zoom import Scale, photo_scales
 from tracenet_kernels.window import Window
 
 WHOLE_NETWORK_BYTES = 1 << 34
@@ -30,10 +32,11 @@ class Clicks:
     Args:
         predictor: whose network and settings are used.
         opened: photos of all visitors.
+        limits: of the server.
     """
 
-    def __init__(self, predictor: Predictor, opened: OpenPhotos) -> None:
-        self.predictor, self.opened = predictor, opened
+    def __init__(self, predictor: Predictor, opened: OpenPhotos, limits: Limits) -> None:
+        self.predictor, self.opened, self._limits = predictor, opened, limits
         self._views = NetworkViews(predictor.network)
 
     def segment(
@@ -48,6 +51,7 @@ class Clicks:
         Raises:
             TraceNetError: as :meth:`tracenet.Predictor.predict` and ``set_image``.
         """
+        self._check_zoom(photo, asked)
         opened, set_image_ms = self.opened.get(visitor, photo)
         predictor = opened.predictor
         if asked.forget:
@@ -72,6 +76,20 @@ class Clicks:
             "predict": round(timing["predict"], 3),
         }
         return {"photo": photo.id, "width": photo.width, "height": photo.height, **answer}
+
+    def _check_zoom(self, photo: Photo, asked: SegmentRequest) -> None:
+        """Raise ViewerError where a zoom factor would take too much memory."""
+        if not isinstance(asked.zoom, list):
+            return
+        for scale in photo_scales(photo.width, photo.height, asked.zoom, self.predictor.settings):
+            pixels = scale.canvas.width * scale.canvas.height
+            if scale.factor > 1 and pixels > self._limits.canvas_pixels:
+                raise ViewerError(
+                    "bad_request",
+                    f"at zoom {scale.factor:g} the photo has {scale.canvas.width}x{scale.canvas.height} pixels; at "
+                    f"most {self._limits.canvas_pixels} are looked at",
+                    "pass a smaller factor",
+                )
 
     def graph(self, photo: Photo) -> dict[str, Any]:
         """The network at a photo's working size, as :class:`tracenet.viewer.messages.Graph` says it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import time
 from collections.abc import Collection
 from http.cookies import CookieError, SimpleCookie
@@ -13,9 +14,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tracenet.viewer.errors import ViewerError
+from tracenet.viewer.errors import ViewerError, as_viewer_error
 from tracenet.viewer.metrics import Metrics
 from tracenet.viewer.visitors import is_visitor_id, new_visitor_id
+
+log = logging.getLogger("tracenet.viewer")
 
 COOKIE = "tracenet_visitor"
 HEADER = "X-TraceNet-Visitor"
@@ -100,6 +103,11 @@ class Gate:
                 await self._app(scope, receive, send_guarded)
             else:
                 await _answer(problem, send_guarded)
+        except Exception as error:  # nobody's mistake but the server's
+            log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            if status:
+                raise
+            await _answer(as_viewer_error(error), send_guarded)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.add(route, _method(scope), str(status or 499))

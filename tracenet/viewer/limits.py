@@ -19,6 +19,8 @@ class Limits:
         sent_bytes: photos that all visitors have sent; beyond it visitors are forgotten, likewise.
         open_bytes: decoded photos and kept features of all visitors; beyond it the least recently clicked are closed.
         kept_bytes: kept features of one photo of one visitor.
+        canvas_pixels: of the photo as the network sees it at a zoom factor that a request names; a click that needs all
+            of it takes some 600 bytes for each of them while it runs.
         queue: clicks that wait, of all visitors.
         queue_per_visitor: clicks of one visitor that wait, where older ones are not superseded.
         tolerance_jobs: click tolerances that are not done, of all visitors; each may have one.
@@ -42,6 +44,7 @@ class Limits:
     sent_bytes: int = 512 * MIB
     open_bytes: int = 1536 * MIB
     kept_bytes: int = 512 * MIB
+    canvas_pixels: int = 1_750_000
     queue: int = 32
     queue_per_visitor: int = 4
     tolerance_jobs: int = 8

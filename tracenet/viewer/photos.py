@@ -74,7 +74,8 @@ class Photo:
         try:
             return load_image(self.content, max_pixels, known_formats(), reduced_to)
         except ImageError as error:
-            raise ImageError(str(error).replace(str(self.content), self.name)) from error
+            said = "the given bytes" if isinstance(self.content, bytes) else str(self.content)
+            raise ImageError(str(error).replace(said, self.name)) from error
 
     def read(self) -> bytes:
         """The file as it is."""

@@ -59,11 +59,18 @@ def serve(
         predictor = Predictor(source, source.info.predictor, backend)
         name = source.info.model if file.name == BUNDLED else f"{source.info.model} ({file.name})"
         viewer = Viewer(predictor, folder, limits, name)
-        run(viewer, listening, host, AllowedHosts(host, allow_hosts))
+        server = make_server(viewer, listening, host, AllowedHosts(host, allow_hosts))
+        # uvicorn raises the signal that ended it once more, with the handlers of before.
+        before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            server.run([listening])
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def run(viewer: Viewer, listening: socket.socket, host: str, hosts: AllowedHosts) -> None:
-    """Serve a viewer on a socket until a signal; returns when every thread has ended."""
+def make_server(viewer: Viewer, listening: socket.socket, host: str, hosts: AllowedHosts) -> Server:
+    """A server of a viewer on a socket; ``run([listening])`` returns when every thread has ended."""
     app = create_app(viewer, hosts)
     limits = viewer.limits
 
@@ -83,13 +90,7 @@ def run(viewer: Viewer, listening: socket.socket, host: str, hosts: AllowedHosts
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    server = Server(config, viewer, _greeting(listening, host))
-    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        server.run([listening])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return Server(config, viewer, _greeting(listening, host))
 
 
 class Server(uvicorn.Server):

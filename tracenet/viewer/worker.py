@@ -71,6 +71,7 @@ class Worker:
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._long: deque[Iterator[None]] = deque()
+        self._stepping = False
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="tracenet-compute")
         self._started = False
@@ -87,7 +88,7 @@ class Worker:
     @property
     def long_jobs(self) -> int:
         """Long jobs under way."""
-        return len(self._long)
+        return len(self._long) + self._stepping
 
     @property
     def closed(self) -> bool:
@@ -138,9 +139,9 @@ class Worker:
         with self._change:
             if self._closed:
                 raise shutting_down()
-            if len(self._long) >= self._most_long_jobs:
+            if self.long_jobs >= self._most_long_jobs:
                 raise ViewerError(
-                    "busy", f"{len(self._long)} long jobs are under way, which is all that may", "try again later"
+                    "busy", f"{self.long_jobs} long jobs are under way, which is all that may", "try again later"
                 )
             self._long.append(steps)
             self._change.notify()
@@ -174,7 +175,7 @@ class Worker:
                 if self._waiting:
                     self._running = self._waiting.popleft()
                 else:
-                    steps = self._long.popleft()
+                    steps, self._stepping = self._long.popleft(), True
             if steps is not None:
                 self._step(steps)
             elif self._running is not None:
@@ -186,15 +187,18 @@ class Worker:
         self._long.clear()
 
     def _step(self, steps: Iterator[None]) -> None:
+        goes_on = False
         try:
             next(steps)
+            goes_on = True
         except StopIteration:
-            return
+            pass
         except Exception as error:  # a job says itself how it failed; nothing may end this thread
             log.error("a long job failed", exc_info=error)
-            return
         with self._change:
-            self._long.append(steps)
+            self._stepping = False
+            if goes_on:
+                self._long.append(steps)
 
 
 def _superseded() -> ViewerError:
