@@ -121,7 +121,7 @@ def decode_image(text: bytes | str) -> bytes:
     """Base64 -> bytes. Raises ViewerError."""
     try:
         return base64.b64decode(text, validate=True)
-    except ValueError.Error as error:
+    except ValueError as error:
         raise ViewerError("bad_request", f"`image` is no base64 ({error})", "encode the photo's file") from error
 
 
