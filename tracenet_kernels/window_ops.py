@@ -155,6 +155,38 @@ def plane_mean(x: Plane | Array, out: Plane | Array) -> None:
     native.require().plane_mean(as_plane(x, "x"), out, out.extent)
 
 
+def group_norm(
+    x: Plane | Array,
+    out: Plane | Array,
+    window: Window | None = None,
+    *,
+    groups: int,
+    scale: Array | None = None,
+    bias: Array | None = None,
+    epsilon: float = 1e-5,
+) -> None:
+    """``out = (x - mean) / sqrt(variance + epsilon) * scale + bias``, mean and variance of a group of channels.
+
+    Args:
+        x: its whole plane, of which the statistics are.
+        out: a plane of the same size.
+        window: of ``out``.
+        groups: equal groups of neighbouring channels.
+        scale, bias: fp32 [channels]; None: 1 and 0.
+        epsilon: as in torch.
+    """
+    out = as_plane(out, "out")
+    native.require().group_norm(
+        as_plane(x, "x"),
+        out,
+        _window(window, out),
+        groups,
+        float(epsilon),
+        None if scale is None else as_array(scale, "scale"),
+        None if bias is None else as_array(bias, "bias"),
+    )
+
+
 def take_channels(x: Plane | Array, out: Plane | Array, window: Window | None = None, *, first: int = 0) -> None:
     """``out = x[..., first : first + channels of out]``."""
     out = as_plane(out, "out")

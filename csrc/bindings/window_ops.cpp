@@ -132,6 +132,20 @@ void plane_mean(py::handle x, py::handle out, py::handle window) {
     run_on(window, [&](const Window&, tracenet::ThreadPool& pool) { tracenet::plane_mean(input, output, pool); });
 }
 
+void group_norm(py::handle x, py::handle out, py::handle window, py::handle groups, double epsilon, py::handle scale,
+                py::handle bias) {
+    const auto input = readable(x, "x");
+    const auto output = writable(out);
+    tracenet::GroupNorm norm;
+    norm.groups = to_integer(groups, "groups");
+    norm.epsilon = epsilon;
+    norm.scale = to_vector<float>(scale, output.channels, "scale");
+    norm.bias = to_vector<float>(bias, output.channels, "bias");
+    run_on(window, [&](const Window& where, tracenet::ThreadPool& pool) {
+        tracenet::group_norm(norm, input, {}, output, where, pool);
+    });
+}
+
 void take_channels(py::handle x, py::handle first, py::handle out, py::handle window) {
     const auto input = readable(x, "x");
     const std::int64_t channel = to_integer(first, "first");
@@ -236,6 +250,8 @@ void bind_window_ops(py::module_& module) {
     module.def("activate", &activate, arg("x"), arg("out"), arg("window"), arg("kind"), arg("a"), arg("b"));
     module.def("multiply", &multiply, arg("a"), arg("b"), arg("out"), arg("window"));
     module.def("plane_mean", &plane_mean, arg("x"), arg("out"), arg("window"));
+    module.def("group_norm", &group_norm, arg("x"), arg("out"), arg("window"), arg("groups"), arg("epsilon"),
+               arg("scale"), arg("bias"));
     module.def("take_channels", &take_channels, arg("x"), arg("first"), arg("out"), arg("window"));
     module.def("copy_channels", &copy_channels, arg("x"), arg("first"), arg("out"), arg("window"));
     module.def("mask_head", &mask_head, arg("features"), arg("theta"), arg("origin_x"), arg("origin_y"),

@@ -251,6 +251,27 @@ void sum_pixels(const float* in, std::int64_t pixels, std::int64_t pixel_stride,
     });
 }
 
+void sum_squares(const float* in, const float* centres, std::int64_t pixels, std::int64_t pixel_stride, std::int64_t n,
+                 float* sums) {
+    each(n, [=](auto lanes, std::int64_t i) {
+        using L = decltype(lanes);
+        const auto centre = L::load(centres + i);
+        typename L::Float sum{};
+        for (std::int64_t p = 0; p < pixels; ++p) {
+            const auto rest = L::load(in + p * pixel_stride + i) - centre;
+            sum = sum + rest * rest;
+        }
+        L::store(sums + i, sum);
+    });
+}
+
+void affine(const float* in, const float* factors, const float* shifts, std::int64_t n, float* out) {
+    each(n, [=](auto lanes, std::int64_t i) {
+        using L = decltype(lanes);
+        L::store(out + i, L::load(in + i) * L::load(factors + i) + L::load(shifts + i));
+    });
+}
+
 void mix(const float* a, const float* b, float y0, float y1, std::int64_t n, float* out) {
     each(n, [=](auto lanes, std::int64_t i) {
         using L = decltype(lanes);
@@ -308,7 +329,7 @@ void mask_logits(const tracenet::MaskRun& run, float* out) {
     }
 }
 
-const tracenet::CellKernels kCellKernels{&maximum,  &mean,     &blend,      &add, &sigmoid,
-                                         &activate, &multiply, &sum_pixels, &mix, &mask_logits};
+const tracenet::CellKernels kCellKernels{&maximum,  &mean,       &blend,       &add,    &sigmoid, &activate,
+                                         &multiply, &sum_pixels, &sum_squares, &affine, &mix,     &mask_logits};
 
 }  // namespace

@@ -1,5 +1,7 @@
-// Cell by cell: sums, products, activations, copies from and into a range of channels; and the mean of a plane.
+// Cell by cell: sums, products, activations, copies from and into a range of channels; and what needs the mean of a
+// plane.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -39,6 +41,45 @@ void check_activation(Activation kind) {
         throw InputError("activation " + std::to_string(value) + " is not known; pass 0 to " +
                          std::to_string(kActivations - 1));
     }
+}
+
+Window whole_plane(const View<const float>& view) { return {0, view.height, 0, view.width}; }
+
+double cells_of(const View<const float>& view) {
+    if (view.height < 1 || view.width < 1) {
+        throw InputError("the input is an empty plane, which has no mean; pass at least one cell");
+    }
+    return static_cast<double>(view.height) * static_cast<double>(view.width);
+}
+
+// Of each channel the sum over the plane, or the sum of squared distances from its centre. Bands of rows are summed in
+// float, then in order in double: how many bands there are depends on the plane alone.
+std::vector<double> sums_over_plane(const View<const float>& input, const float* centres, ThreadPool& pool) {
+    constexpr std::int64_t kPixels = 512;  // of a band, at least
+    const std::int64_t channels = input.channels;
+    const std::int64_t rows = ceil_div(kPixels, input.width);
+    const std::int64_t bands = ceil_div(input.height, rows);
+    std::vector<float> sums(static_cast<std::size_t>(bands * 2 * channels));
+    const CellKernels& kernels = cell_kernels();
+    pool.run(bands, [&](std::int64_t band, int) {
+        float* const total = sums.data() + 2 * band * channels;
+        float* const row = total + channels;
+        for (std::int64_t y = band * rows; y < std::min((band + 1) * rows, input.height); ++y) {
+            const float* const from = input.at(y, 0);
+            if (centres == nullptr) {
+                kernels.sum_pixels(from, input.width, input.pixel_stride, channels, row);
+            } else {
+                kernels.sum_squares(from, centres, input.width, input.pixel_stride, channels, row);
+            }
+            kernels.add(total, row, false, channels, total);
+        }
+    });
+    std::vector<double> totals(static_cast<std::size_t>(channels));
+    for (std::int64_t band = 0; band < bands; ++band) {
+        const float* const from = sums.data() + 2 * band * channels;
+        for (std::size_t c = 0; c < totals.size(); ++c) totals[c] += static_cast<double>(from[c]);
+    }
+    return totals;
 }
 
 }  // namespace
@@ -89,40 +130,63 @@ void multiply(View<const float> a, View<const float> b, const Activate& function
              });
 }
 
-// Sums of bands of rows, then in order over the bands: how many bands there are depends on the plane alone.
 void plane_mean(View<const float> input, View<float> output, ThreadPool& pool) {
-    constexpr std::int64_t kPixels = 512;  // of a band, at least
-    const Window whole{0, input.height, 0, input.width};
     if (output.height != 1 || output.width != 1) {
         throw InputError("the output is " + std::to_string(output.height) + " x " + std::to_string(output.width) +
                          " cells; pass one cell");
     }
     check_same_channels(shape_of(input), "the input", shape_of(output));
-    check_reads_and_writes(shape_of(input), whole, "the input", shape_of(output), {0, 1, 0, 1});
-    if (whole.is_empty()) throw InputError("the input is an empty plane, which has no mean; pass at least one cell");
-    const std::int64_t channels = input.channels;
-    const std::int64_t rows = ceil_div(kPixels, input.width);
-    const std::int64_t bands = ceil_div(input.height, rows);
-    std::vector<float> sums(static_cast<std::size_t>(bands * 2 * channels));
-    const CellKernels& kernels = cell_kernels();
-    const auto sum_band = [&](std::int64_t band, int) {
-        float* const total = sums.data() + 2 * band * channels;
-        float* const row = total + channels;
-        for (std::int64_t y = band * rows; y < std::min((band + 1) * rows, input.height); ++y) {
-            kernels.sum_pixels(input.at(y, 0), input.width, input.pixel_stride, channels, row);
-            kernels.add(total, row, false, channels, total);
-        }
-    };
-    pool.run(bands, sum_band);
-    const double cells = static_cast<double>(input.height) * static_cast<double>(input.width);
+    check_reads_and_writes(shape_of(input), whole_plane(input), "the input", shape_of(output), {0, 1, 0, 1});
+    const double cells = cells_of(input);
+    const std::vector<double> sums = sums_over_plane(input, nullptr, pool);
     float* const to = output.at(0, 0);
-    for (std::int64_t c = 0; c < channels; ++c) {
-        double total = 0.0;
-        for (std::int64_t band = 0; band < bands; ++band) {
-            total += static_cast<double>(sums[static_cast<std::size_t>(2 * band * channels + c)]);
-        }
-        to[c] = static_cast<float>(total / cells);
+    for (std::size_t c = 0; c < sums.size(); ++c) to[c] = static_cast<float>(sums[c] / cells);
+}
+
+void group_norm(const GroupNorm& norm, View<const float> input, const Activate& function, View<float> output,
+                const Window& window, ThreadPool& pool) {
+    check_activation(function.kind);
+    if (norm.groups < 1 || input.channels % norm.groups != 0) {
+        throw InputError(std::to_string(input.channels) + " channels are not " + std::to_string(norm.groups) +
+                         " equal groups; pass a number that divides them");
     }
+    check_same_channels(shape_of(input), "the input", shape_of(output));
+    check_same_plane(shape_of(input), "the input", shape_of(output));
+    check_reads_and_writes(shape_of(input), whole_plane(input), "the input", shape_of(output), window);
+    const auto channels = static_cast<std::size_t>(input.channels);
+    const std::size_t size = channels / static_cast<std::size_t>(norm.groups);
+    const double count = cells_of(input) * static_cast<double>(size);
+    const auto group_mean = [&](const std::vector<double>& sums, std::size_t first) {
+        double total = 0.0;
+        for (std::size_t c = first; c < first + size; ++c) total += sums[c];
+        return total / count;
+    };
+    std::vector<float> factors(channels);
+    std::vector<float> shifts(channels);  // the groups' means at first
+    const std::vector<double> sums = sums_over_plane(input, nullptr, pool);
+    for (std::size_t c = 0; c < channels; ++c) shifts[c] = static_cast<float>(group_mean(sums, c - c % size));
+    const std::vector<double> squares = sums_over_plane(input, shifts.data(), pool);
+    for (std::size_t c = 0; c < channels; ++c) {
+        const double mean = group_mean(sums, c - c % size);
+        const double moved = mean - static_cast<double>(shifts[c]);  // squares are those around the rounded mean
+        const double variance = std::max(group_mean(squares, c - c % size) - moved * moved, 0.0);
+        const double scale = norm.scale == nullptr ? 1.0 : static_cast<double>(norm.scale[c]);
+        const double factor = scale / std::sqrt(variance + norm.epsilon);
+        factors[c] = static_cast<float>(factor);
+        shifts[c] =
+            static_cast<float>((norm.bias == nullptr ? 0.0 : static_cast<double>(norm.bias[c])) - mean * factor);
+    }
+    const CellKernels& kernels = cell_kernels();
+    const bool activated = function.kind != Activation::none;
+    for_bands(pool, window, 8 * (window.x1 - window.x0) * input.channels, [&](std::int64_t y0, std::int64_t y1) {
+        for (std::int64_t y = y0; y < y1; ++y) {
+            for (std::int64_t x = window.x0; x < window.x1; ++x) {
+                float* const to = output.at(y, x);
+                kernels.affine(input.at(y, x), factors.data(), shifts.data(), input.channels, to);
+                if (activated) kernels.activate(number(function), function.a, function.b, to, input.channels, to);
+            }
+        }
+    });
 }
 
 void take_channels(View<const float> input, std::int64_t first, View<float> output, const Window& window,

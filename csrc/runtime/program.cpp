@@ -65,8 +65,7 @@ class WeightLayout {
         for (std::size_t i = 0; i < schedule.steps.size(); ++i) {
             const Step& step = schedule.steps[i];
             const Attributes& a = step.attributes;
-            if (a.weight < 0) continue;
-            conv_[i] = packed(a.weight, schedule.conv_spec(step), schedule.is_int8(step));
+            if (a.weight >= 0) conv_[i] = packed(a.weight, schedule.conv_spec(step), schedule.is_int8(step));
             if (a.bias >= 0) bias_[i] = raw(a.bias, schedule);
             if (a.scale >= 0) scale_[i] = raw(a.scale, schedule);
         }
@@ -77,13 +76,12 @@ class WeightLayout {
 
     StepWeights weights(std::size_t step, const std::uint8_t* base) const {
         StepWeights weights;
-        if (conv_[step] < 0) return weights;
-        const Slot& conv = slot(conv_[step]);
-        if (conv.kind == Kind::int8_convolution) {
+        if (conv_[step] >= 0 && slot(conv_[step]).kind == Kind::int8_convolution) {
+            const Slot& conv = slot(conv_[step]);
             weights.int8 = {conv.spec, reinterpret_cast<const std::int8_t*>(base + conv.offset),
                             reinterpret_cast<const float*>(base + conv.offset + scales_offset(conv.spec))};
-        } else {
-            weights.conv = {conv.spec, isa_, values(conv_[step], base)};
+        } else if (conv_[step] >= 0) {
+            weights.conv = {slot(conv_[step]).spec, isa_, values(conv_[step], base)};
         }
         if (bias_[step] >= 0) weights.bias = values(bias_[step], base);
         if (scale_[step] >= 0) weights.scale = values(scale_[step], base);

@@ -90,6 +90,7 @@ Window demand(const Schedule& schedule, const Step& step, std::size_t position, 
         case Op::mask_head:
             return position == 0 ? inner : plane.whole();
         case Op::plane_mean:
+        case Op::group_norm:
             return plane.whole();
         case Op::mul:
             return plane.is_flat() ? plane.whole() : inner;

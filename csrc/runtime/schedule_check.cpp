@@ -54,6 +54,8 @@ class StepChecker {
                 return plane_mean();
             case Op::take_channels:
                 return take_channels();
+            case Op::group_norm:
+                return group_norm();
             case Op::external:
                 return;
         }
@@ -99,10 +101,13 @@ class StepChecker {
         const bool activated = step_.op == Op::conv2d || step_.op == Op::add || step_.op == Op::mul;
         if (activated) {
             allow(step_.floats, {"a", "b"});
+        } else if (step_.op == Op::group_norm) {
+            allow(step_.floats, {"a", "b", "epsilon"});
         } else if (step_.op != Op::resize) {
             allow(step_.floats, {});
         }
-        if (step_.op != Op::conv2d && step_.op != Op::stem) allow(step_.tensors, {});
+        const bool weighted = step_.op == Op::conv2d || step_.op == Op::stem || step_.op == Op::group_norm;
+        if (!weighted) allow(step_.tensors, {});
     }
 
     std::int64_t integer(const std::string& name, std::int64_t absent, std::int64_t least, std::int64_t most) const {
@@ -368,6 +373,29 @@ class StepChecker {
         step_.attributes.first = integer("first", 0, 0, room);
     }
 
+    void group_norm() {
+        inputs(1, 1);
+        allow_ints({"groups", "activation"});
+        allow(step_.tensors, {"bias", "scale"});
+        same_plane(input(0), output());
+        activation();
+        Attributes& a = step_.attributes;
+        a.groups = integer("groups", 1, 1, kMaxAttribute);
+        if (output().channels % a.groups != 0) {
+            fail("splits " + std::to_string(output().channels) + " channels in " + std::to_string(a.groups) +
+                 " groups; they must divide");
+        }
+        a.bias = tensor("bias");
+        a.scale = tensor("scale");
+        per_channel(a.bias, "bias", output().channels);
+        per_channel(a.scale, "scale", output().channels);
+        for (const auto& [key, value] : step_.floats) {
+            if (key != "epsilon") continue;
+            if (!std::isfinite(value) || value < 0) fail("has an epsilon that is no number >= 0");
+            a.epsilon = value;
+        }
+    }
+
     // Kind and numbers of what follows a sum or product.
     void activation() {
         Attributes& at = step_.attributes;
@@ -528,9 +556,9 @@ void check_groups(const Schedule& schedule) {
 }  // namespace
 
 const char* op_name(Op op) {
-    constexpr const char* kNames[kOps] = {"conv2d",  "max_pool2d", "avg_pool2d", "stem",         "resize",
-                                          "add",     "sigmoid",    "concat",     "mask_head",    "external",
-                                          "convert", "mul",        "plane_mean", "take_channels"};
+    constexpr const char* kNames[kOps] = {"conv2d",  "max_pool2d", "avg_pool2d", "stem",          "resize",
+                                          "add",     "sigmoid",    "concat",     "mask_head",     "external",
+                                          "convert", "mul",        "plane_mean", "take_channels", "group_norm"};
     return kNames[static_cast<int>(op)];
 }
 

@@ -44,6 +44,7 @@ class Resizer {
                 return;  // one cell of any plane
             case Op::add:
             case Op::mul:
+            case Op::group_norm:
             case Op::take_channels:
             case Op::sigmoid:
             case Op::concat:

@@ -260,6 +260,9 @@ void Walk::compute_piece(const Step& step, const StepWeights& weights, const Win
             return multiply(input(0), second, {a.activation, a.a, a.b}, out, piece, pool_);
         case Op::plane_mean:
             return plane_mean(input(0), out, pool_);
+        case Op::group_norm:
+            return group_norm({a.groups, a.epsilon, weights.scale, weights.bias}, input(0), {a.activation, a.a, a.b},
+                              out, piece, pool_);
         case Op::take_channels:
             return take_channels(input(0), a.first, out, piece, pool_);
         case Op::sigmoid:

@@ -64,7 +64,7 @@ class Builder:
         """A step that reads some of ``planes``; those that do not fit become a convolution."""
         x = choose(*planes)
         like = [p for p in planes if self.shape(p) == self.shape(x)]
-        kinds = "conv conv residual pool mean resize up aligned add sigmoid concat mul gate part curve"
+        kinds = "conv conv residual pool mean resize up aligned add sigmoid concat mul gate norm part curve"
         kind = choose(*kinds.split())
         channels, height, width = self.shape(x)
         if kind == "add":
@@ -72,6 +72,11 @@ class Builder:
         if kind in ("mul", "gate"):
             b = choose(*like) if kind == "mul" else self.step("plane_mean", [x], channels, 1, 1)
             return self.step("mul", [x, b], *self.shape(x), {"activation": choose(0, 1)})
+        if kind == "norm":
+            groups = choose(*(g for g in range(1, channels + 1) if channels % g == 0))
+            names = {name: self.tensor(channels) for name in ("bias", "scale") if choose(False, True)}
+            ints = {"groups": groups, "activation": choose(0, 7)}
+            return self.step("group_norm", [x], *self.shape(x), ints, {"epsilon": 0.1}, names)
         if kind == "part" and channels > 1:
             first = choose(0, 1)
             return self.step("take_channels", [x], channels - 1, height, width, {"first": first})

@@ -50,6 +50,7 @@ def small() -> Schedule:
         Plane("cell", 8, 1, 1),
         Plane("gated", 8, 4, 6),
         Plane("part", 5, 4, 6),
+        Plane("norm", 8, 4, 6),
     )
     number = {plane.name: i for i, plane in enumerate(planes)}
 
@@ -78,6 +79,7 @@ def small() -> Schedule:
         step("plane_mean", "cell", "sum"),
         step("mul", "gated", "sum cell", {"activation": 3}, {"a": 0.1}),
         step("take_channels", "part", "gated", {"first": 3}),
+        step("group_norm", "norm", "gated", {"groups": 4}, {"epsilon": 1e-5}, {"bias": "bias"}),
     )
     rng = np.random.default_rng(0)
     shapes = {"w7": (8, 3, 7, 7), "w3": (8, 8, 3, 3), "w1": (8, 8, 1, 1), "bias": (8,), "scale": (8,)}
@@ -201,6 +203,9 @@ def change_tensor(name: str, *shape: int) -> Schedule:
         (change_step("gated", inputs=(4,)), "reads 1 planes"),
         (change_step("gated", inputs=(7, 8)), "must agree"),
         (change_step("cell", inputs=(12,)), "gives one cell of as many"),
+        (change_step("norm", ints={"groups": 3}), "3 groups"),
+        (change_step("norm", tensors={"scale": "w1"}), "one number for each of 8"),
+        (change_step("norm", floats={"epsilon": -1.0}), "epsilon"),
         (change_step("part", ints={"first": 4}), "first 4"),
         (change_step("part", inputs=(8,)), "takes 5 channels of 8"),
         (change_step("sum", ints={"speed": 2}), "'speed'"),
@@ -242,7 +247,7 @@ def change_tensor(name: str, *shape: int) -> Schedule:
         (change_tensor("bias", 0), "side of 0"),
         (replace(small(), inputs=(0, 1, 2)), "not computed yet"),
         (replace(small(), inputs=(0, 1, 2, 3, 4)), "second time"),
-        (replace(small(), steps=small().steps[:-4]), "never computed"),
+        (replace(small(), steps=small().steps[:-5]), "never computed"),
     ],
 )
 def test_inconsistent_schedules_are_refused(schedule: Schedule, message: str) -> None:

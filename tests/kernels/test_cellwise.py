@@ -123,6 +123,24 @@ def test_means_of_planes(size: tuple[int, int], channels: int) -> None:
     assert torch.equal(gaps, results[0])
 
 
+@pytest.mark.parametrize("size", [(1, 2), (9, 13), (70, 33)])
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (6, 3), (16, 1), (16, 16), (51, 3)])
+def test_group_norms(size: tuple[int, int], channels: int, groups: int) -> None:
+    x = random_plane(*size, channels) * 2 + 100  # a mean far from 0: squares around it must not cancel
+    scale, bias = random_plane(1, 1, channels, seed=1)[0, 0], random_plane(1, 1, channels, seed=2)[0, 0]
+    whole = Window.full(*size)
+    for weights in ({"scale": scale, "bias": bias}, {}):
+        wanted = F.group_norm(images(x).double(), groups, *(w.double() for w in weights.values()), eps=1e-3)
+        full = poisoned(*size, channels)
+        window_ops.group_norm(x, full, groups=groups, epsilon=1e-3, **weights)
+        assert ((full - planes(wanted)).abs().max() / planes(wanted).abs().max().clamp(min=1)) < 3e-5
+        for window in [w for w in windows_of(*size) if w != whole]:
+            out = poisoned(*size, channels)
+            window_ops.group_norm(x, out, window, groups=groups, epsilon=1e-3, **weights)
+            assert_only_written(out, [window], axes=(0, 1))
+            assert torch.equal(out[window.slices], full[window.slices])
+
+
 @pytest.mark.parametrize(("first", "channels"), [(0, 7), (0, 3), (2, 5), (6, 1)])
 def test_ranges_of_channels(first: int, channels: int) -> None:
     x = random_plane(5, 6, 7)
@@ -150,6 +168,12 @@ def test_bad_input_is_refused() -> None:
         window_ops.plane_mean(x, out)
     with pytest.raises(InputError, match="channels"):
         window_ops.plane_mean(x, np.zeros((1, 1, 5), np.float32))
+    with pytest.raises(InputError, match="6 channels are not 4 equal groups"):
+        window_ops.group_norm(x, out, groups=4)
+    with pytest.raises(InputError):
+        window_ops.group_norm(x, x, groups=3)
+    with pytest.raises(InputError, match="scale"):
+        window_ops.group_norm(x, out, groups=3, scale=np.zeros(5, np.float32))
     with pytest.raises(InputError, match="are not among the input's 6"):
         window_ops.take_channels(x, np.zeros((4, 5, 3), np.float32), first=4)
     with pytest.raises(InputError, match=r"shares? memory"):

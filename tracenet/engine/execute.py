@@ -227,8 +227,9 @@ class NativeExecutor:
             self._session.write(self._number[node], window, cells.contiguous().numpy())
 
     def _read(self, node: Node, window: Window) -> Patch:
+        """A window in the layout of the kernels, which PyTorch knows as channels_last: nothing is moved."""
         cells = torch.from_numpy(self._session.read(self._number[node], window))
-        return Patch(window, cells.permute(2, 0, 1).unsqueeze(0).contiguous())
+        return Patch(window, cells.permute(2, 0, 1).unsqueeze(0))
 
     def _input_values(self, plan: Plan, inputs: Sequence[Tensor | Patch]) -> Values:
         values = Values(torch.device("cpu"))

@@ -39,7 +39,7 @@ class Stored:
 class Draft:
     """A step in the making; ``inputs`` and ``output`` are nodes whose values are planes.
 
-    ``weight`` [out, in / groups, ky, kx], ``scale`` and ``bias`` [out] belong to convolutions alone.
+    ``weight`` [out, in / groups, ky, kx] belongs to convolutions, ``scale`` and ``bias`` [out] to them and norms.
     """
 
     op: str
@@ -204,11 +204,11 @@ class Fusion:
             return None
         (x,) = self._planes(node.args[0])
         number = ACTIVATIONS.index(found.name)
-        draft = self._open(x, "conv2d", "add", "mul")
+        draft = self._open(x, "conv2d", "add", "mul", "group_norm")
         if draft is not None and not draft.activated:
             self._close(draft)
             draft.ints["activation"] = number
-            draft.floats = found.floats
+            draft.floats |= found.floats
             return draft.take(node)
         return Draft("add", [x], node, [node], {"activation": number}, found.floats)
 
@@ -290,6 +290,15 @@ class Fusion:
             return None
         return Draft("plane_mean", self._planes(node.args[0]), node, [node])
 
+    def _group_norm(self, node: Node) -> Draft | None:
+        found = patterns.group_norm(node)
+        if found is None:
+            return None
+        scale, bias = (None if p is None else Stored.of(p) for p in found)
+        floats = {"epsilon": float(node.arg(4, "eps", 1e-5))}
+        (x,) = self._planes(node.args[0])
+        return Draft("group_norm", [x], node, [node], {"groups": int(node.args[1])}, floats, scale=scale, bias=bias)
+
     def _slice(self, node: Node) -> Draft | None:
         first = patterns.first_channel(node)
         if first is None:
@@ -319,6 +328,7 @@ _MAKERS: tuple[Callable[[Fusion, Node], Draft | None], ...] = (
     Fusion._sigmoid,
     Fusion._product,
     Fusion._plane_mean,
+    Fusion._group_norm,
     Fusion._slice,
     Fusion._concat,
 )

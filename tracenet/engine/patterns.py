@@ -205,10 +205,12 @@ def _bounds(node: Node, kind: str) -> tuple[float, float] | None:
 
 
 def product(node: Node) -> list[Node] | None:
-    """``[a, b]`` of a product of planes: of one size, or b one cell with a factor per channel."""
-    if node.op != "aten.mul" or not is_plane(node):
+    """``[a, b]`` of a product of planes: of one size, or b one cell with a factor per channel. A square is one."""
+    if not is_plane(node) or node.op not in ("aten.mul", "aten.square", "aten.pow"):
         return None
-    operands = [node.args[0], node.arg(1, "other")]
+    operands = [node.args[0], node.arg(1, "other") if node.op == "aten.mul" else node.args[0]]
+    if node.op == "aten.pow" and (not isinstance(node.args[1], (int, float)) or node.args[1] != 2):
+        return None
     if not all(isinstance(o, Node) and not o.is_constant and is_plane(o) for o in operands):
         return None
     a, b = operands if operands[0].shape == node.shape else operands[::-1]
@@ -223,6 +225,15 @@ def is_plane_mean(node: Node) -> bool:
         return False
     rule = find_rule(node)
     return is_plane(node.args[0]) and (not isinstance(rule, Reduce) or rule.dims(node) == {2, 3})
+
+
+def group_norm(node: Node) -> tuple[Node | None, Node | None] | None:
+    """Stored (weight, bias) of a GroupNorm of a plane."""
+    if node.op != "aten.group_norm" or not is_plane(node) or not is_plane(node.args[0]):
+        return None
+    weight, bias = node.arg(2, "weight"), node.arg(3, "bias")
+    stored = all(p is None or (isinstance(p, Node) and p.is_constant) for p in (weight, bias))
+    return (weight, bias) if stored else None
 
 
 def first_channel(node: Node) -> int | None:

@@ -182,6 +182,11 @@ def _plane_mean(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: 
     return x[0].mean((2, 3), keepdim=True)
 
 
+def _group_norm(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) -> Tensor:
+    groups, epsilon = step.ints.get("groups", 1), step.floats.get("epsilon", 0.0)
+    return _activate(step, F.group_norm(x[0], groups, weights.get("scale"), weights.get("bias"), epsilon))
+
+
 def _take_channels(step: Step, x: list[Tensor], weights: dict[str, Tensor], plane: Plane) -> Tensor:
     return x[0].narrow(1, step.ints.get("first", 0), plane.channels)
 
@@ -221,6 +226,7 @@ _OPS: dict[str, Callable[[Step, list[Tensor], dict[str, Tensor], Plane], Tensor]
     "mask_head": _mask_head,
     "mul": _mul,
     "plane_mean": _plane_mean,
+    "group_norm": _group_norm,
     "take_channels": _take_channels,
     "convert": lambda step, x, weights, plane: x[0],
 }

@@ -29,6 +29,8 @@ op                        inputs                      attributes
 ``mul``                   a, b                        ``activation``; floats ``a b``. b is a plane like a, or one
                                                       cell, whose channels multiply every pixel
 ``plane_mean``            x                           one cell: the mean of each channel over the whole plane
+``group_norm``            x                           ``groups``, ``activation``; floats ``epsilon a b``; tensors
+                                                      ``scale``, ``bias`` [channels]; statistics of the whole plane
 ``take_channels``         x                           ``first``: as many channels as the output has, from there
 ``external``              anything                    run by Python, node by node
 ========================  ==========================  ========================================================
@@ -66,6 +68,7 @@ OPS = (
     "mul",
     "plane_mean",
     "take_channels",
+    "group_norm",
 )
 DTYPES = ("float32", "uint8")
 RESIZE_MODES = ("nearest", "bilinear", "bilinear_align_corners", "aligned_bilinear")

@@ -232,6 +232,7 @@ _DEMANDS: dict[str, tuple[Rule, Rule]] = {  # of the first input, of the others
     "convert": (_same, _same),
     "mul": (_same, _cell_or_same),
     "plane_mean": (_whole, _whole),
+    "group_norm": (_whole, _whole),
     "take_channels": (_same, _same),
     "external": (_whole, _whole),
 }

@@ -58,6 +58,19 @@ void multiply(View<const float> a, View<const float> b, const Activate& function
 // threads.
 void plane_mean(View<const float> input, View<float> output, ThreadPool& pool);
 
+// Channels in `groups` equal groups, each brought to mean 0 and variance 1 over the whole plane.
+struct GroupNorm {
+    std::int64_t groups = 1;
+    double epsilon = 1e-5;         // added to the variance
+    const float* scale = nullptr;  // [channels] or null: 1
+    const float* bias = nullptr;   // [channels] or null: 0
+};
+
+// output = f((input - mean) / sqrt(variance + epsilon) * scale + bias): a window of it, from all of the input's plane.
+// A cell has the same bits whatever the window and the number of threads.
+void group_norm(const GroupNorm& norm, View<const float> input, const Activate& function, View<float> output,
+                const Window& window, ThreadPool& pool);
+
 // output = input[..., first : first + output.channels]
 void take_channels(View<const float> input, std::int64_t first, View<float> output, const Window& window,
                    ThreadPool& pool);

@@ -44,9 +44,10 @@ enum class Op : std::uint8_t {
     convert,
     mul,
     plane_mean,
-    take_channels
+    take_channels,
+    group_norm
 };
-inline constexpr int kOps = 14;
+inline constexpr int kOps = 15;
 const char* op_name(Op op);
 
 // In the order of DTYPES in schedule.py.
@@ -85,6 +86,7 @@ struct Attributes {
     float a = 0.0F;  // of the activation
     float b = 0.0F;
     std::int64_t first = 0;  // take_channels
+    double epsilon = 0.0;    // group_norm
     std::int64_t residual_factor = 1;
     PoolSpec pool;  // max_pool2d, avg_pool2d, and the pooling of a stem
     std::int64_t conv_height = 0;

@@ -28,7 +28,7 @@ MIN_TAIL_TILES = 128
 """Tiles of 64 cells that a plane must have for its block's tail to be fused: fewer leave multiprocessors idle."""
 
 
-_WITHOUT_KERNEL = ("external", "mul", "plane_mean", "take_channels")
+_WITHOUT_KERNEL = ("external", "mul", "plane_mean", "take_channels", "group_norm")
 
 
 def has_kernel(step: Step) -> bool:
