@@ -14,11 +14,13 @@ from tests import pages
 from tests.pages import CLAIMS, PAGES, ROOT, SETUPS, Scope, blocks, name_of, python_blocks, shell_lines
 from tracenet.cli import app
 from tracenet.rft.rules import registry
+from tracenet_kernels import native
 
 RUN = [page for page in PAGES if any(block.not_run is None for block in python_blocks(page))]
 NOT_RUN = [page for page in PAGES if any(block.not_run is not None for block in python_blocks(page))]
 IN_WORDS = re.compile(r"`((?:python -m|tracenet|make|bash|bench/\w+\.sh) [^`]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+NEED_EXTENSION = ("docs/kernels.md",)
 TRACENET = typer.main.get_command(app)
 
 
@@ -26,6 +28,8 @@ TRACENET = typer.main.get_command(app)
 def test_python_of_a_page_runs_from_top_to_bottom(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if name_of(page) in NEED_EXTENSION and not native.available():
+        pytest.skip(native.why_not())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))  # rules of the examples are gone afterwards
     name = name_of(page)

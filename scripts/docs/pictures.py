@@ -90,7 +90,7 @@ STRIPS |= {"conv1": "conv1 5/2", "x": "image"}
 
 def strips(path: Path, panels: Sequence[tuple[str, Plan]]) -> None:
     """Windows of one-row planes below each other: what is demanded of each layer, to scale, with borders."""
-    cells, step, left, top, gap = 10.0, 54, 92, 62, 70
+    cells, step, left, top, gap = 7.5, 54, 92, 62, 64
     width = round(left + len(panels) * (40 * cells + gap))
     rows = [name for name in STRIPS if any(_entry(plan, name) for _, plan in panels)]
     svg = Svg(width, top + step * len(rows) + 8)
