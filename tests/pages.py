@@ -16,12 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import tracenet
 from tracenet.demo import photo_path
+from tracenet.rft.rules import Local
+from tracenet_kernels.errors import ExactnessError
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -172,10 +175,29 @@ def _any_convnet_claims(scope: Scope) -> None:
     assert shown.splitlines() == table.splitlines()[:-1]
 
 
+def _custom_rules_claims(scope: Scope) -> None:
+    assert scope["found"].smallest_share < 0.01
+    assert scope["share"] < 0.1
+    full = scope["model"](*scope["images"])[0].detach()
+    assert torch.allclose(scope["outputs"][0], full[..., 10:14, 12:18], atol=1e-5)
+    for refuse, error in (
+        (lambda: tracenet.export_onnx(scope["traced"], scope["plan"], "out.onnx"), "mylib.soft_clip"),
+        (lambda: scope["traced"].run(scope["images"], scope["plan"], backend="triton"), "triton"),
+    ):
+        with pytest.raises(tracenet.TraceNetError, match=error):
+            refuse()
+    tracenet.register_rule(scope["local_maximum"], replace=True)(Local(1))
+    with pytest.raises(
+        ExactnessError, match=r"'1' \[0, 1\) x \[0, 1\) is off .* the first wrong node is 'local_maximum'"
+    ):
+        tracenet.check_exactness(scope["model"], scope["images"])
+
+
 CLAIMS: dict[str, Callable[[Scope], None]] = {
     "README.md": _eight_lines,
     "docs/any_convnet.md": _any_convnet_claims,
     "docs/barriers.md": _barriers_claims,
+    "docs/custom_rules.md": _custom_rules_claims,
     "docs/index.md": _eight_lines,
     "docs/start.md": _start_claims,
 }

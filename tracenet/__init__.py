@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tracenet.onnx_export import export_onnx
     from tracenet.predictor import Predictor
     from tracenet.rft import Demand, Plan, Rule, register_rule
+    from tracenet.testing import Exactness, check_exactness
     from tracenet.traced import TracedModel, trace
     from tracenet_kernels.errors import TraceNetError
     from tracenet_kernels.window import Border, Window
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Border",
     "Demand",
+    "Exactness",
     "GlobalVectors",
     "Plan",
     "Predictor",
@@ -30,6 +32,7 @@ __all__ = [
     "TraceNetError",
     "TracedModel",
     "Window",
+    "check_exactness",
     "create_model",
     "export_onnx",
     "list_models",
@@ -44,6 +47,7 @@ _HOMES = {
     "tracenet.onnx_export": ("export_onnx",),
     "tracenet.predictor": ("Predictor",),
     "tracenet.rft": ("Demand", "Plan", "Rule", "register_rule"),
+    "tracenet.testing": ("Exactness", "check_exactness"),
     "tracenet.traced": ("TracedModel", "trace"),
     "tracenet_kernels.errors": ("TraceNetError",),
     "tracenet_kernels.window": ("Border", "Window"),

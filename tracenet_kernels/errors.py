@@ -42,6 +42,10 @@ class ExecutionError(TraceNetError, RuntimeError):
     """A node failed while a plan was executed; the message names the node."""
 
 
+class ExactnessError(TraceNetError, AssertionError):
+    """A traced run differs from the full network; the message names the request and the first node that is wrong."""
+
+
 class CheckpointError(TraceNetError, ValueError):
     """A checkpoint is truncated, foreign, or does not match the model."""
 

@@ -2,6 +2,7 @@
 
 from tracenet.rft.rules import barriers, convolution, indexing, pointwise, pooling, reshape, resize
 from tracenet.rft.rules.barriers import Barrier
+from tracenet.rft.rules.local import Local
 from tracenet.rft.rules.pointwise import FirstOperand, Pointwise
 from tracenet.rft.rules.registry import Demand, Reader, Rule, find_rule, register_rule, registered_ops
 from tracenet.rft.rules.resize import Taps, TapsRule
@@ -10,6 +11,7 @@ __all__ = [
     "Barrier",
     "Demand",
     "FirstOperand",
+    "Local",
     "Pointwise",
     "Reader",
     "Rule",

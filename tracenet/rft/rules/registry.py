@@ -7,11 +7,12 @@ each producer a window of its output reads (``demands``), and how to compute tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from tracenet.graph.capture import run_node
+from tracenet.graph.capture import op_name, run_node
 from tracenet.graph.graph import Layout, Node, map_nodes
 from tracenet_kernels.errors import InputError, UnsupportedOpError
 from tracenet_kernels.window import Window
@@ -82,10 +83,12 @@ class Rule:
 _RULES: dict[str, Rule] = {}
 
 
-def register_rule(*ops: str, replace: bool = False) -> Callable[[type[Rule] | Rule], type[Rule] | Rule]:
+def register_rule(*ops: Any, replace: bool = False) -> Callable[[type[Rule] | Rule], type[Rule] | Rule]:
     """Register a rule for operations named as in ``Node.op``, e.g. ``"aten.conv2d"`` or ``"mylib.my_op"``.
 
-    Works as a class decorator (the class is instantiated without arguments) or on an instance::
+    Instead of a name, the operation itself, which cannot be misspelt: what ``torch.library.custom_op`` gives, or
+    ``torch.ops.mylib.my_op``. Works as a class decorator (the class is instantiated without arguments) or on an
+    instance::
 
         @tracenet.register_rule("mylib.blur3")
         class Blur3(tracenet.Rule):
@@ -94,12 +97,15 @@ def register_rule(*ops: str, replace: bool = False) -> Callable[[type[Rule] | Ru
         tracenet.register_rule("mylib.my_activation")(tracenet.rft.rules.Pointwise())
 
     Raises:
-        InputError: an operation already has a rule and ``replace`` is False.
+        InputError: an operation already has a rule and ``replace`` is False, or something else came.
     """
+    names = [_name_of(op) for op in ops]
 
     def add(rule: type[Rule] | Rule) -> type[Rule] | Rule:
         instance = rule() if isinstance(rule, type) else rule
-        for op in ops:
+        if not isinstance(instance, Rule):
+            raise InputError(f"a {type(instance).__name__} came as a rule; pass a tracenet.Rule, or a class of it")
+        for op in names:
             if op in _RULES and not replace:
                 raise InputError(
                     f"{op} already has a rule ({type(_RULES[op]).__name__}); pass replace=True to replace it"
@@ -108,6 +114,19 @@ def register_rule(*ops: str, replace: bool = False) -> Callable[[type[Rule] | Ru
         return rule
 
     return add
+
+
+def _name_of(op: Any) -> str:
+    """``mylib.my_op`` for an operation or for its name, also as ``mylib::my_op``."""
+    name = op if isinstance(op, str) else getattr(op, "_qualname", None) or getattr(op, "_qualified_op_name", None)
+    if isinstance(op, torch._ops.OpOverload):
+        return op_name(op)
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"a {type(op).__name__} came as an operation; pass a name as in Node.op ('mylib.my_op'), or what "
+            "torch.library.custom_op gave"
+        )
+    return name.replace("::", ".")
 
 
 def registered_ops() -> list[str]:
