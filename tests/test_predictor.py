@@ -652,3 +652,48 @@ def test_names_of_the_package() -> None:
         _ = tracenet.predictoor  # type: ignore[attr-defined]
     assert issubclass(ClickError, InputError)
     assert issubclass(CheckpointError, TraceNetError)
+
+
+def test_another_predictor_shares_the_network_and_nothing_else(predictor: Predictor, photo: np.ndarray) -> None:
+    expected = predictor.predict(CENTRE)
+    other = predictor.another()
+    assert other.network is predictor.network
+    assert other.kept_bytes == 0
+    with pytest.raises(InputError, match="no image is set"):
+        other.predict(CENTRE)
+    other.set_image(photo[:, ::-1].copy())
+    mirrored = other.predict(CENTRE)
+    assert not np.array_equal(mirrored[2], expected[2])
+    kept = predictor.kept_bytes
+    other.forget_features()
+    assert predictor.kept_bytes == kept > 0
+    for again, before in zip(predictor.predict(CENTRE), expected, strict=True):
+        np.testing.assert_array_equal(again, before)
+
+
+def test_between_phases_can_end_a_call_and_the_next_one_goes_on(predictor: Predictor) -> None:
+    class StoppedError(Exception):
+        pass
+
+    calls: list[int] = []
+
+    def stop_at(phase: int) -> None:
+        def stop() -> None:
+            calls.append(len(calls))
+            if len(calls) > phase:
+                raise StoppedError
+
+        calls.clear()
+        predictor.between_phases = stop
+
+    expected = predictor.predict(CENTRE)
+    predictor.forget_features()
+    for phase in (0, 1):
+        stop_at(phase)
+        with pytest.raises(StoppedError):
+            predictor.predict(CENTRE)
+        assert len(calls) == phase + 1
+    stop_at(99)
+    for again, before in zip(predictor.predict(CENTRE), expected, strict=True):
+        np.testing.assert_allclose(again, before, atol=1e-5)
+    assert len(calls) == 2

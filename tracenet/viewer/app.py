@@ -369,7 +369,8 @@ def _add_clicks(app: FastAPI, viewer: Viewer) -> None:
         check_json(request)
         most = limits.json_bytes + (limits.max_bytes * 4 + 2) // 3
         async with viewer.receiver.body(request, most) as body:
-            rest, text = split_image(body, limits.json_bytes)
+            split = (split_image, body, limits.json_bytes)
+            rest, text = await viewer.reader.run(*split) if len(body) > limits.json_bytes else split_image(*split[1:])
             asked = parse(rest, messages.SegmentRequest)
             if (asked.photo is None) == (asked.image is None):
                 raise ViewerError("bad_request", "the request has no photo or two", "pass either `photo` or `image`")
