@@ -46,13 +46,15 @@ struct CellKernels {
     void (*activate)(int kind, float a, float b, const float* in, std::int64_t n, float* out);
     // out = a * b.
     void (*multiply)(const float* a, const float* b, std::int64_t n, float* out);
-    // sums[c] = the sum over pixels of in[pixel * pixel_stride + c], in rising order of pixels.
-    void (*sum_pixels)(const float* in, std::int64_t pixels, std::int64_t pixel_stride, std::int64_t n, float* sums);
-    // sums[c] = the sum over pixels of (in[pixel * pixel_stride + c] - centres[c])^2, in rising order of pixels.
+    // sums[c] = the sum over pixels of in[pixel * pixel_stride + c] - centres[c], in rising order of pixels.
+    void (*sum_pixels)(const float* in, const float* centres, std::int64_t pixels, std::int64_t pixel_stride,
+                       std::int64_t n, float* sums);
+    // The same of their squares.
     void (*sum_squares)(const float* in, const float* centres, std::int64_t pixels, std::int64_t pixel_stride,
                         std::int64_t n, float* sums);
-    // out = in * factors + shifts.
-    void (*affine)(const float* in, const float* factors, const float* shifts, std::int64_t n, float* out);
+    // out = (in - centres) * factors + shifts.
+    void (*normalise)(const float* in, const float* centres, const float* factors, const float* shifts, std::int64_t n,
+                      float* out);
     // out = a * y0 + b * y1.
     void (*mix)(const float* a, const float* b, float y0, float y1, std::int64_t n, float* out);
     // out[i] = logit of cell i.

@@ -242,11 +242,13 @@ void multiply(const float* a, const float* b, std::int64_t n, float* out) {
     });
 }
 
-void sum_pixels(const float* in, std::int64_t pixels, std::int64_t pixel_stride, std::int64_t n, float* sums) {
+void sum_pixels(const float* in, const float* centres, std::int64_t pixels, std::int64_t pixel_stride, std::int64_t n,
+                float* sums) {
     each(n, [=](auto lanes, std::int64_t i) {
         using L = decltype(lanes);
+        const auto centre = L::load(centres + i);
         typename L::Float sum{};
-        for (std::int64_t p = 0; p < pixels; ++p) sum = sum + L::load(in + p * pixel_stride + i);
+        for (std::int64_t p = 0; p < pixels; ++p) sum = sum + (L::load(in + p * pixel_stride + i) - centre);
         L::store(sums + i, sum);
     });
 }
@@ -265,10 +267,12 @@ void sum_squares(const float* in, const float* centres, std::int64_t pixels, std
     });
 }
 
-void affine(const float* in, const float* factors, const float* shifts, std::int64_t n, float* out) {
+void normalise(const float* in, const float* centres, const float* factors, const float* shifts, std::int64_t n,
+               float* out) {
     each(n, [=](auto lanes, std::int64_t i) {
         using L = decltype(lanes);
-        L::store(out + i, L::load(in + i) * L::load(factors + i) + L::load(shifts + i));
+        const auto scaled = (L::load(in + i) - L::load(centres + i)) * L::load(factors + i);
+        L::store(out + i, scaled + L::load(shifts + i));
     });
 }
 
@@ -329,7 +333,7 @@ void mask_logits(const tracenet::MaskRun& run, float* out) {
     }
 }
 
-const tracenet::CellKernels kCellKernels{&maximum,  &mean,       &blend,       &add,    &sigmoid, &activate,
-                                         &multiply, &sum_pixels, &sum_squares, &affine, &mix,     &mask_logits};
+const tracenet::CellKernels kCellKernels{&maximum,  &mean,       &blend,       &add,       &sigmoid, &activate,
+                                         &multiply, &sum_pixels, &sum_squares, &normalise, &mix,     &mask_logits};
 
 }  // namespace

@@ -52,25 +52,22 @@ double cells_of(const View<const float>& view) {
     return static_cast<double>(view.height) * static_cast<double>(view.width);
 }
 
-// Of each channel the sum over the plane, or the sum of squared distances from its centre. Bands of rows are summed in
+// Of each channel the sum over the plane of distances from its centre, or of their squares. Bands of rows are summed in
 // float, then in order in double: how many bands there are depends on the plane alone.
-std::vector<double> sums_over_plane(const View<const float>& input, const float* centres, ThreadPool& pool) {
+std::vector<double> sums_over_plane(const View<const float>& input, const float* centres, bool squares,
+                                    ThreadPool& pool) {
     constexpr std::int64_t kPixels = 512;  // of a band, at least
     const std::int64_t channels = input.channels;
     const std::int64_t rows = ceil_div(kPixels, input.width);
     const std::int64_t bands = ceil_div(input.height, rows);
     std::vector<float> sums(static_cast<std::size_t>(bands * 2 * channels));
     const CellKernels& kernels = cell_kernels();
+    const auto sum = squares ? kernels.sum_squares : kernels.sum_pixels;
     pool.run(bands, [&](std::int64_t band, int) {
         float* const total = sums.data() + 2 * band * channels;
         float* const row = total + channels;
         for (std::int64_t y = band * rows; y < std::min((band + 1) * rows, input.height); ++y) {
-            const float* const from = input.at(y, 0);
-            if (centres == nullptr) {
-                kernels.sum_pixels(from, input.width, input.pixel_stride, channels, row);
-            } else {
-                kernels.sum_squares(from, centres, input.width, input.pixel_stride, channels, row);
-            }
+            sum(input.at(y, 0), centres, input.width, input.pixel_stride, channels, row);
             kernels.add(total, row, false, channels, total);
         }
     });
@@ -138,7 +135,8 @@ void plane_mean(View<const float> input, View<float> output, ThreadPool& pool) {
     check_same_channels(shape_of(input), "the input", shape_of(output));
     check_reads_and_writes(shape_of(input), whole_plane(input), "the input", shape_of(output), {0, 1, 0, 1});
     const double cells = cells_of(input);
-    const std::vector<double> sums = sums_over_plane(input, nullptr, pool);
+    const std::vector<float> zeros(static_cast<std::size_t>(input.channels));
+    const std::vector<double> sums = sums_over_plane(input, zeros.data(), false, pool);
     float* const to = output.at(0, 0);
     for (std::size_t c = 0; c < sums.size(); ++c) to[c] = static_cast<float>(sums[c] / cells);
 }
@@ -161,20 +159,24 @@ void group_norm(const GroupNorm& norm, View<const float> input, const Activate& 
         for (std::size_t c = first; c < first + size; ++c) total += sums[c];
         return total / count;
     };
+    // Distances from the first pixel: the float sums of values far from 0 would lose the digits that vary.
+    const float* const first = input.at(0, 0);
+    std::vector<double> sums = sums_over_plane(input, first, false, pool);
+    for (std::size_t c = 0; c < channels; ++c) sums[c] += cells_of(input) * static_cast<double>(first[c]);
+    std::vector<float> means(channels);
     std::vector<float> factors(channels);
-    std::vector<float> shifts(channels);  // the groups' means at first
-    const std::vector<double> sums = sums_over_plane(input, nullptr, pool);
-    for (std::size_t c = 0; c < channels; ++c) shifts[c] = static_cast<float>(group_mean(sums, c - c % size));
-    const std::vector<double> squares = sums_over_plane(input, shifts.data(), pool);
+    std::vector<float> shifts(channels);
+    for (std::size_t c = 0; c < channels; ++c) means[c] = static_cast<float>(group_mean(sums, c - c % size));
+    const std::vector<double> squares = sums_over_plane(input, means.data(), true, pool);
     for (std::size_t c = 0; c < channels; ++c) {
-        const double mean = group_mean(sums, c - c % size);
-        const double moved = mean - static_cast<double>(shifts[c]);  // squares are those around the rounded mean
+        // What is subtracted is the mean rounded to float; the shift makes up for the rest.
+        const double moved = group_mean(sums, c - c % size) - static_cast<double>(means[c]);
         const double variance = std::max(group_mean(squares, c - c % size) - moved * moved, 0.0);
         const double scale = norm.scale == nullptr ? 1.0 : static_cast<double>(norm.scale[c]);
         const double factor = scale / std::sqrt(variance + norm.epsilon);
         factors[c] = static_cast<float>(factor);
         shifts[c] =
-            static_cast<float>((norm.bias == nullptr ? 0.0 : static_cast<double>(norm.bias[c])) - mean * factor);
+            static_cast<float>((norm.bias == nullptr ? 0.0 : static_cast<double>(norm.bias[c])) - moved * factor);
     }
     const CellKernels& kernels = cell_kernels();
     const bool activated = function.kind != Activation::none;
@@ -182,7 +184,7 @@ void group_norm(const GroupNorm& norm, View<const float> input, const Activate& 
         for (std::int64_t y = y0; y < y1; ++y) {
             for (std::int64_t x = window.x0; x < window.x1; ++x) {
                 float* const to = output.at(y, x);
-                kernels.affine(input.at(y, x), factors.data(), shifts.data(), input.channels, to);
+                kernels.normalise(input.at(y, x), means.data(), factors.data(), shifts.data(), input.channels, to);
                 if (activated) kernels.activate(number(function), function.a, function.b, to, input.channels, to);
             }
         }

@@ -510,7 +510,7 @@ void instruction_sets_agree() {
         const BlendCell blend{{taps[0], taps[1], taps[2], taps[3]}, 0.3F, 0.7F, 0.9F, 0.1F};
         std::vector<std::vector<float>> results;
         for (const CellKernels* set : sets) {
-            constexpr std::int64_t kResults = 9 + kActivations;
+            constexpr std::int64_t kResults = 11 + kActivations;
             std::vector<float> out(static_cast<std::size_t>(kResults * n), kNan);
             float* to = out.data();
             set->maximum(taps, 4, n, to);
@@ -521,9 +521,11 @@ void instruction_sets_agree() {
             set->sigmoid(taps[0], n, to + 5 * n);
             set->mix(taps[0], taps[1], 0.2F, 0.8F, n, to + 6 * n);
             set->multiply(taps[0], taps[1], n, to + 7 * n);
-            set->sum_pixels(taps[0], 4, n, n, to + 8 * n);
+            set->sum_pixels(taps[0], taps[1], 4, n, n, to + 8 * n);
+            set->sum_squares(taps[0], taps[1], 4, n, n, to + 9 * n);
+            set->normalise(taps[0], taps[1], taps[2], taps[3], n, to + 10 * n);
             for (int kind = 0; kind < kActivations; ++kind) {
-                set->activate(kind, -0.3F, 0.4F, taps[0], n, to + (9 + kind) * n);
+                set->activate(kind, -0.3F, 0.4F, taps[0], n, to + (11 + kind) * n);
             }
             CHECK(std::none_of(out.begin(), out.end(), [](float value) { return std::isnan(value); }));
             results.push_back(out);
