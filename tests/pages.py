@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import tracenet
+from tracenet.data import CocoDataset
 from tracenet.demo import photo_path
 from tracenet.rft.rules import Local
 from tracenet_kernels.errors import ExactnessError
@@ -142,9 +144,18 @@ def _onnx() -> Scope:
     return {"tracenet": tracenet, "image": torch.rand(1, 3, 768, 1024)}
 
 
+def _evaluation() -> Scope:
+    """A folder with one photo, and one annotated object of it."""
+    Path("photos").mkdir()
+    shutil.copy(photo_path("coffee"), "photos")
+    run(python_blocks(ROOT / "docs/training.md")[0], {})
+    return {}
+
+
 SETUPS: dict[str, Callable[[], Scope]] = {
     "README.md": _predictor,
     "docs/barriers.md": _barriers,
+    "docs/evaluation.md": _evaluation,
     "docs/onnx.md": _onnx,
 }
 
@@ -159,6 +170,19 @@ def _barriers_claims(scope: Scope) -> None:
     assert not scope["near"].exact
     assert not scope["window"].exact
     assert scope["click"].macs < 0.1 * scope["exact"].macs
+
+
+def _evaluation_claims(scope: Scope) -> None:
+    assert scope["report"]["instances"] == 1
+    assert 0.2 < scope["report"]["one_click_miou"] < 0.5  # a disc of 60 pixels in a box of 230 x 150
+
+
+def _training_claims(scope: Scope) -> None:
+    Path("photos").mkdir()
+    shutil.copy(photo_path("coffee"), "photos")
+    dataset = CocoDataset("photos", "instances.json")
+    (record,) = dataset.records
+    assert (dataset.mask(record, record.instances[0]) == scope["mask"]).all()
 
 
 def _start_claims(scope: Scope) -> None:
@@ -198,6 +222,8 @@ CLAIMS: dict[str, Callable[[Scope], None]] = {
     "docs/any_convnet.md": _any_convnet_claims,
     "docs/barriers.md": _barriers_claims,
     "docs/custom_rules.md": _custom_rules_claims,
+    "docs/evaluation.md": _evaluation_claims,
     "docs/index.md": _eight_lines,
     "docs/start.md": _start_claims,
+    "docs/training.md": _training_claims,
 }

@@ -124,3 +124,13 @@ def test_values_that_a_page_shows_are_compared(shown: str, right: bool) -> None:
     else:
         with pytest.raises(AssertionError, match=r"page.md, line 2: 0.33"):
             pages.run(block, {})
+
+
+def test_messages_in_troubleshooting_are_those_of_the_library() -> None:
+    sources = [file for folder in ("tracenet", "tracenet_kernels") for file in (ROOT / folder).rglob("*.py")]
+    text = re.sub(r'"\s*f?"', "", "\n".join(file.read_text(encoding="utf-8") for file in sources))
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    firsts = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    messages = [message for cell in firsts for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(messages) > 25
+    assert [message for message in messages if message not in text] == []
