@@ -28,7 +28,9 @@ from bench.zoo.picture import draw
 from bench.zoo.report import load, page, summary, table
 from bench.zoo.sweep import Settings, limit_memory, own_command, sweep
 from tracenet.files import check_target, save_json, save_text
+from tracenet_kernels import native
 from tracenet_kernels.errors import InputError, TraceNetError
+from tracenet_kernels.threads import set_threads
 
 
 def main() -> None:
@@ -134,6 +136,8 @@ def _one(entry: Entry, settings: Settings, target: Path) -> None:
     from bench.zoo.measure import Row, measure
 
     torch.set_num_threads(settings.threads)
+    if native.available():
+        set_threads(settings.threads)
     row, size = Row(entry.name), entry.fixed or settings.size
     try:
         model = build(entry, size)

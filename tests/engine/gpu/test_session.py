@@ -348,6 +348,30 @@ def test_what_has_no_kernel_is_named() -> None:
         GpuProgram(schedule, DEVICE)
 
 
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (lambda y: torch.nn.functional.silu(y), "silu"),
+        (lambda y: y * y, "mul"),
+        (lambda y: y.mean((2, 3), keepdim=True), "mean"),
+        (lambda y: y[:, 1:], "slice"),
+        (lambda y: torch.nn.functional.group_norm(y, 2), "group_norm"),
+    ],
+)
+def test_steps_that_only_the_cpu_has_kernels_for_are_named(body: Callable[[Tensor], Tensor], name: str) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return body(self.conv(x))
+
+    schedule = lower(trace(Net().eval(), (torch.rand(1, 3, 8, 8),)).graph)
+    with pytest.raises(BackendError, match=f"no kernel computes '{name}.*choose 'native', which computes it"):
+        GpuProgram(schedule, DEVICE)
+
+
 def test_the_device_is_checked() -> None:
     schedule, _ = unet()
     if not torch.cuda.is_available():
