@@ -119,12 +119,21 @@ def _home(path: str) -> str:
 
 
 def _outside(path: str, config: MkDocsConfig) -> File:
+    source, home = _existing(path), _home(path)
+    if home.endswith(".md"):
+        return File.generated(config, home, content=_shown(path), inclusion=InclusionLevel.NOT_IN_NAV)
+    return File.generated(config, home, abs_src_path=os.fspath(source), inclusion=InclusionLevel.NOT_IN_NAV)
+
+
+def _existing(path: str) -> Path:
     source = ROOT / path
     if not source.is_file():
         raise PluginError(f"a page links to {path}, which is no file of the repository")
-    home = _home(path)
-    if not home.endswith(".md"):
-        return File.generated(config, home, abs_src_path=os.fspath(source), inclusion=InclusionLevel.NOT_IN_NAV)
-    language = SHOWN[source.suffix]
-    text = f"# {path}\n\n~~~~{language}\n{source.read_text(encoding='utf-8').rstrip()}\n~~~~\n"
-    return File.generated(config, home, content=text, inclusion=InclusionLevel.NOT_IN_NAV)
+    return source
+
+
+def _shown(path: str) -> str:
+    """A source as a page."""
+    source = _existing(path)
+    text = source.read_text(encoding="utf-8").rstrip()
+    return f"# {path}\n\n~~~~{SHOWN[source.suffix]}\n{text}\n~~~~\n"

@@ -316,17 +316,22 @@ def _below(pictures: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
+def drawings(folder: Path) -> None:
+    """Diagrams of small networks."""
+    inside, edge = trace_strip(False, Window(0, 1, 4, 6)), trace_strip(False, Window(0, 1, 0, 2))
+    strips(folder / "tracing.svg", [("A window inside the plane", inside), ("A window at its edge", edge)])
+    gated = trace_strip(True, Window(0, 1, 4, 6))
+    strips(folder / "barrier.svg", [("Convolutions and pools", inside), ("With squeeze-and-excitation", gated)])
+    unions(folder / "unions.svg")
+
+
 def main() -> None:
     """Draw all of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="Folder to write to.")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    inside, edge = trace_strip(False, Window(0, 1, 4, 6)), trace_strip(False, Window(0, 1, 0, 2))
-    strips(folder / "tracing.svg", [("A window inside the plane", inside), ("A window at its edge", edge)])
-    gated = trace_strip(True, Window(0, 1, 4, 6))
-    strips(folder / "barrier.svg", [("Convolutions and pools", inside), ("With squeeze-and-excitation", gated)])
-    unions(folder / "unions.svg")
+    drawings(folder)
     photo_pictures(folder)
 
 
