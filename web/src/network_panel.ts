@@ -37,7 +37,7 @@ export class NetworkPanel {
   private readonly mapped = h("div", { class: "mapped" });
   private readonly planes: Planes;
   private readonly graph: GraphView;
-  private readonly graphCanvas = h("canvas", { class: "graph", role: "img" });
+  private readonly graphCanvas = h("canvas", { class: "graph", role: "img", "aria-label": "Graph of the network" });
   private readonly looks: HTMLElement;
   private timer = 0;
   private shown: { trace: Trace; clicks: number } | null = null;

@@ -1,7 +1,7 @@
 // The panel of objects: the selected one and its answer, the alternatives, all layers, the backdrop, exports.
 
 import { meter, segments, select } from "./controls";
-import { h, icon, type IconName } from "./dom";
+import { h, icon, setIcon, type IconName } from "./dom";
 import { copy, download, json, picture, type JsonKind, type PictureKind, type Product } from "./exports";
 import { count, duration, percent } from "./format";
 import { thumbnail } from "./masks";
@@ -34,6 +34,8 @@ export class ObjectsPanel {
   private readonly list = h("ul", { class: "layers", "aria-label": "Objects" });
   private readonly backdrops: HTMLElement;
   private readonly blurRow: HTMLElement;
+  private readonly rows = new Map<number, Row>();
+  private rowsOf: Doc | null = null;
   private all = false;
 
   constructor(
@@ -144,55 +146,21 @@ export class ObjectsPanel {
     return row;
   }
 
+  /** Rows stay the same elements, so that a name being typed survives an answer that comes in. */
   private renderList(doc: Doc | null, layers: Layers): void {
-    const focus = document.activeElement?.getAttribute("data-key");
-    const rows = doc ? layers.items.map((item) => this.row(doc, item, item.id === layers.selected)) : [];
-    this.list.replaceChildren(...rows.reverse());
-    if (focus) this.list.querySelector<HTMLElement>(`[data-key="${focus}"]`)?.focus();
-  }
-
-  private row(doc: Doc, item: Item, selected: boolean): HTMLElement {
-    const mask = maskOf(item);
-    const pick = h(
-      "button",
-      { class: "pick", "data-key": `pick${item.id}`, "aria-label": `Select ${item.name}`, "aria-pressed": String(selected) },
-      cut(doc, mask.rle, 40),
-    );
-    pick.addEventListener("click", () => this.store.select(item.id));
-    const name = h("input", {
-      type: "text",
-      value: item.name,
-      maxlength: 60,
-      "data-key": `name${item.id}`,
-      "aria-label": `Name of ${item.name}`,
-      spellcheck: "false",
-      autocomplete: "off",
+    if (this.rowsOf !== doc) this.rows.clear();
+    this.rowsOf = doc;
+    const wanted = new Map(layers.items.map((item) => [item.id, item]));
+    for (const id of this.rows.keys()) if (!wanted.has(id)) this.rows.delete(id);
+    const elements = [...layers.items].reverse().map((item) => {
+      const row = this.rows.get(item.id) ?? new Row(item.id, this.store);
+      this.rows.set(item.id, row);
+      row.show(doc!, item, item.id === layers.selected);
+      return row.element;
     });
-    name.addEventListener("focus", () => this.store.select(item.id));
-    name.addEventListener("change", () => {
-      const text = name.value.trim();
-      if (text && text !== item.name) this.store.change(item.id, { name: text });
-      else name.value = item.name;
-    });
-    name.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") name.value = item.name;
-      if (event.key === "Enter" || event.key === "Escape") name.blur();
-    });
-    const see = iconButton(item.visible ? "eye" : "hidden", `${item.visible ? "Hide" : "Show"} ${item.name}`);
-    see.dataset["key"] = `see${item.id}`;
-    see.addEventListener("click", () => this.store.change(item.id, { visible: !item.visible }));
-    const remove = iconButton("trash", `Delete ${item.name}`);
-    remove.addEventListener("click", () => this.store.remove(item.id));
-    const row = h(
-      "li",
-      { class: item.visible ? "layer" : "layer off", "aria-current": String(selected) },
-      pick,
-      h("div", { class: "named" }, name, h("span", {}, `${mask.score.toFixed(2)} · P${mask.level}`)),
-      see,
-      remove,
-    );
-    row.style.setProperty("--colour", item.colour);
-    return row;
+    if (elements.some((element, i) => this.list.children[i] !== element) || this.list.children.length !== elements.length) {
+      this.list.replaceChildren(...elements);
+    }
   }
 
   private exports(): HTMLElement {
@@ -244,6 +212,69 @@ export class ObjectsPanel {
     });
     return h("li", {}, h("div", { class: "named" }, name, h("span", {}, what)), clip, save);
   }
+}
+
+/** One object in the list. */
+class Row {
+  readonly element: HTMLElement;
+  private readonly picture = h("canvas", { class: "cut", "aria-hidden": "true" });
+  private readonly pick = h("button", { class: "pick" }, this.picture);
+  private readonly name = h("input", { type: "text", maxlength: 60, spellcheck: "false", autocomplete: "off" });
+  private readonly facts = h("span", {});
+  private readonly see = iconButton("eye", "Hide");
+  private readonly remove = iconButton("trash", "Delete");
+  private item: Item | null = null;
+
+  constructor(
+    id: number,
+    private readonly store: Store,
+  ) {
+    this.element = h(
+      "li",
+      { class: "layer" },
+      this.pick,
+      h("div", { class: "named" }, this.name, this.facts),
+      this.see,
+      this.remove,
+    );
+    this.pick.addEventListener("click", () => store.select(id));
+    this.see.addEventListener("click", () => store.change(id, { visible: !this.item!.visible }));
+    this.remove.addEventListener("click", () => store.remove(id));
+    this.name.addEventListener("focus", () => store.select(id));
+    this.name.addEventListener("change", () => this.rename());
+    this.name.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.name.value = this.item!.name;
+      if (event.key === "Enter" || event.key === "Escape") this.name.blur();
+    });
+  }
+
+  show(doc: Doc, item: Item, selected: boolean): void {
+    const mask = maskOf(item);
+    if (!this.item || maskOf(this.item) !== mask) thumbnail(this.picture, doc.bitmap, mask.rle, 40);
+    if (document.activeElement !== this.name) this.name.value = item.name;
+    this.item = item;
+    this.element.className = item.visible ? "layer" : "layer off";
+    this.element.setAttribute("aria-current", String(selected));
+    this.element.style.setProperty("--colour", item.colour);
+    this.pick.setAttribute("aria-pressed", String(selected));
+    this.facts.textContent = `${mask.score.toFixed(2)} · P${mask.level}`;
+    setIcon(this.see, item.visible ? "eye" : "hidden");
+    label(this.pick, `Select ${item.name}`);
+    label(this.name, `Name of ${item.name}`);
+    label(this.see, `${item.visible ? "Hide" : "Show"} ${item.name}`);
+    label(this.remove, `Delete ${item.name}`);
+  }
+
+  private rename(): void {
+    const text = this.name.value.trim();
+    if (text && text !== this.item!.name) this.store.change(this.item!.id, { name: text });
+    else this.name.value = this.item!.name;
+  }
+}
+
+function label(element: HTMLElement, text: string): void {
+  element.setAttribute("aria-label", text);
+  element.title = text;
 }
 
 function failed(error: unknown): void {
