@@ -86,7 +86,7 @@ def test_pages_that_load_from_elsewhere_are_refused(tmp_path: Path) -> None:
         hooks.on_post_build(config)
 
 
-@pytest.mark.parametrize("name", ["tracing.svg", "barrier.svg", "unions.svg"])
+@pytest.mark.parametrize("name", ["inside.svg", "edge.svg", "gate.svg", "unions.svg"])
 def test_drawings_are_those_of_the_library_as_it_is(name: str, tmp_path: Path) -> None:
     pictures.drawings(tmp_path)
     message = "run python scripts/docs/pictures.py docs/pictures"

@@ -25,7 +25,7 @@ from tracenet.rft.trace import NodePlan, Plan
 from tracenet_kernels.window import Window, hull
 
 BLUE, PALE, ORANGE, RED, GREY, INK = "#1e88e5", "#bbdefb", "#fb8c00", "#e53935", "#cfd8dc", "#263238"
-FONT = 'font-family="Helvetica, Arial, sans-serif" font-size="13"'
+FONT = 'font-family="Helvetica, Arial, sans-serif" font-size="12.5"'
 
 
 class Svg:
@@ -83,34 +83,33 @@ class Strip(nn.Module):
         return self.conv4(self.conv3(self.pool(x)))
 
 
-STRIPS = {"conv4": "conv4 3", "conv3": "conv3 3", "pool": "max-pool 3/2", "mean": "mean", "conv2": "conv2 3"}
-STRIPS |= {"conv1": "conv1 5/2", "x": "image"}
+CELL = 7.4
+"""Width of a cell of the image."""
+STRIPS = {
+    "conv4": "conv4, 3 wide",
+    "conv3": "conv3, 3 wide",
+    "pool": "max-pool, 3 wide, stride 2",
+    "mean": "mean",
+    "conv2": "conv2, 3 wide",
+    "conv1": "conv1, 5 wide, stride 2",
+    "x": "image",
+}
 """Nodes that are drawn, from the output to the image, and what is written beside them."""
 
 
-def strips(path: Path, panels: Sequence[tuple[str, Plan]]) -> None:
+def strips(path: Path, title: str, plan: Plan) -> None:
     """Windows of one-row planes below each other: what is demanded of each layer, to scale, with borders."""
-    cells, step, left, top, gap = 7.5, 54, 92, 62, 64
-    width = round(left + len(panels) * (40 * cells + gap))
-    rows = [name for name in STRIPS if any(_entry(plan, name) for _, plan in panels)]
-    svg = Svg(width, top + step * len(rows) + 8)
-    for row, name in enumerate(rows):
-        svg.text(8, top + row * step + 13, STRIPS[name], INK)
-    for number, (title, plan) in enumerate(panels):
-        x0 = left + number * (40 * cells + gap) + 24
-        svg.text(x0, 20, title, bold=True)
-        share = plan.macs / plan.full_macs
-        svg.text(x0, 38, f"{share:.0%} of the multiply-adds", BLUE)
-        shown = [(row, name, entry) for row, name in enumerate(rows) if (entry := _entry(plan, name))]
-        for (row, _, entry), (below, _, producer) in pairwise(shown):
-            a, b = _span(entry, x0, cells), _span(producer, x0, cells)
-            svg.polygon(
-                [(a[0], top + row * step + 18), (a[1], top + row * step + 18), (b[1], top + below * step)]
-                + [(b[0], top + below * step)],
-                "#e3f2fd",
-            )
-        for row, name, entry in shown:
-            _strip(svg, plan, entry, x0, top + row * step, cells, is_barrier=name == "mean")
+    step, left, top = 52, 36, 58
+    rows = [(name, entry) for name in STRIPS if (entry := _entry(plan, name))]
+    svg = Svg(round(left * 2 + 40 * CELL), top + step * len(rows))
+    svg.text(left, 18, title, bold=True)
+    svg.text(left, 36, f"{plan.macs / plan.full_macs:.0%} of the multiply-adds", BLUE)
+    for row, ((_, entry), (_, producer)) in enumerate(pairwise(rows)):
+        a, b = _span(entry, left), _span(producer, left)
+        above, below = top + row * step + 16, top + (row + 1) * step
+        svg.polygon([(a[0], above), (a[1], above), (b[1], below), (b[0], below)], "#e3f2fd")
+    for row, (name, entry) in enumerate(rows):
+        _strip(svg, plan, entry, left, top + row * step, STRIPS[name], is_barrier=name == "mean")
     svg.save(path)
 
 
@@ -118,26 +117,26 @@ def _entry(plan: Plan, name: str) -> NodePlan | None:
     return next((entry for entry in plan.nodes if name in (entry.node.name, entry.node.module)), None)
 
 
-def _span(entry: NodePlan, x0: float, cells: float) -> tuple[float, float]:
-    size = 40 * cells / entry.node.plane[1]
-    return x0 + entry.window.x0 * size, x0 + entry.window.x1 * size
+def _span(entry: NodePlan, left: float) -> tuple[float, float]:
+    size = 40 * CELL / entry.node.plane[1]
+    return left + entry.window.x0 * size, left + entry.window.x1 * size
 
 
-def _strip(svg: Svg, plan: Plan, entry: NodePlan, x0: float, y: float, cells: float, is_barrier: bool) -> None:
+def _strip(svg: Svg, plan: Plan, entry: NodePlan, left: float, y: float, title: str, is_barrier: bool) -> None:
     columns = entry.node.plane[1]
-    size = 40 * cells / columns
+    size = 40 * CELL / columns
     before, after = _padding(plan, entry)
     for x in range(-before, columns + after):
         inside = entry.window.x0 <= x < entry.window.x1
         if 0 <= x < columns:
             fill = RED if is_barrier else BLUE if inside else "#f5f7f8"
-            svg.rect(x0 + x * size, y, size, 18, fill, "#fff" if inside else GREY)
+            svg.rect(left + x * size, y, size, 16, fill, "#fff" if inside else GREY)
         else:
-            svg.rect(x0 + x * size, y, size, 18, "#fff3e0", ORANGE, dashed=True)
-    window = f"[{entry.window.x0}, {entry.window.x1}) of {columns}"
-    pads = f" + {before + after} of padding" if before + after else ""
-    text = "the whole plane, reduced to one cell: a barrier" if is_barrier else window + pads
-    svg.text(x0, y + 32, text, RED if is_barrier else "#607d8b")
+            svg.rect(left + x * size, y, size, 16, "#fff3e0", ORANGE, dashed=True)
+    window = f"{title}: [{entry.window.x0}, {entry.window.x1}) of {columns}"
+    pads = f" and {before + after} of padding" if before + after else ""
+    text = f"{title}: the whole plane to one cell, a barrier" if is_barrier else window + pads
+    svg.text(left, y + 29, text, RED if is_barrier else "#546e7a")
 
 
 def _padding(plan: Plan, producer: NodePlan) -> tuple[int, int]:
@@ -168,28 +167,28 @@ def unions(path: Path) -> None:
     traced = tracenet.trace(Pyramid().eval(), torch.zeros(1, 3, 192, 256))
     plan = traced.plan({0: [Window(4, 10, 5, 12), Window(36, 42, 50, 58)]})
     names = {"conv4": "conv4 (asked)", "conv3": "conv3", "conv2": "conv2 /2", "conv1": "conv1 /2", "x": "image"}
-    width, height, gap = 160, 120, 16
-    svg = Svg(len(names) * (width + gap) + gap, height + 76)
+    width, height, gap, columns = 108, 81, 16, 3
+    svg = Svg(columns * (width + gap) + gap, 2 * (height + 44) + 50)
     for number, (name, title) in enumerate(names.items()):
         entry = _entry(plan, name)
         assert entry is not None
-        x0, y0 = gap + number * (width + gap), 30
-        rows, columns = entry.node.plane
-        svg.text(x0, 20, title, bold=True)
-        svg.rect(x0, y0, width, height, "#f5f7f8", GREY)
+        x0, y0 = gap + number % columns * (width + gap), 24 + number // columns * (height + 44)
+        plane_rows, plane_columns = entry.node.plane
         pieces = entry.pieces if entry.reads else _read_of(plan, entry)
-        whole = hull(pieces)
-        _rectangle(svg, whole, x0, y0, width / columns, height / rows, "#fff3e0", ORANGE, dashed=True)
+        svg.text(x0, y0 - 6, title, bold=True)
+        svg.rect(x0, y0, width, height, "#f5f7f8", GREY)
+        sx, sy = width / plane_columns, height / plane_rows
+        _rectangle(svg, hull(pieces), x0, y0, sx, sy, "#fff3e0", ORANGE, dashed=True)
         for piece in pieces:
-            _rectangle(svg, piece, x0, y0, width / columns, height / rows, BLUE)
-        cells = sum(piece.area for piece in pieces)
-        svg.text(x0, y0 + height + 16, f"{len(pieces)} windows, {cells} cells", "#607d8b")
+            _rectangle(svg, piece, x0, y0, sx, sy, BLUE)
+        svg.text(x0, y0 + height + 14, f"{sum(piece.area for piece in pieces)} cells", "#546e7a")
+    below = 2 * (height + 44) + 18
     saved = 1 - plan.macs / plan.hull_macs
+    svg.text(gap, below, f"Windows apart: {plan.macs / 1e6:.1f} million multiply-adds,")
     svg.text(
         gap,
-        height + 66,
-        f"Windows apart: {plan.macs / 1e6:.1f} million multiply-adds. One hull per layer (dashed): "
-        f"{plan.hull_macs / 1e6:.1f} million. Saved: {saved:.0%}.",
+        below + 18,
+        f"one hull per layer (dashed): {plan.hull_macs / 1e6:.1f} million. Saved: {saved:.0%}.",
         bold=True,
     )
     svg.save(path)
@@ -318,10 +317,9 @@ def _below(pictures: Sequence[Image.Image]) -> Image.Image:
 
 def drawings(folder: Path) -> None:
     """Diagrams of small networks."""
-    inside, edge = trace_strip(False, Window(0, 1, 4, 6)), trace_strip(False, Window(0, 1, 0, 2))
-    strips(folder / "tracing.svg", [("A window inside the plane", inside), ("A window at its edge", edge)])
-    gated = trace_strip(True, Window(0, 1, 4, 6))
-    strips(folder / "barrier.svg", [("Convolutions and pools", inside), ("With squeeze-and-excitation", gated)])
+    strips(folder / "inside.svg", "A window inside the plane", trace_strip(False, Window(0, 1, 4, 6)))
+    strips(folder / "edge.svg", "A window at its edge", trace_strip(False, Window(0, 1, 0, 2)))
+    strips(folder / "gate.svg", "With squeeze-and-excitation", trace_strip(True, Window(0, 1, 4, 6)))
     unions(folder / "unions.svg")
 
 
