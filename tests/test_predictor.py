@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import itertools
 import math
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -669,6 +671,21 @@ def test_another_predictor_shares_the_network_and_nothing_else(predictor: Predic
     assert predictor.kept_bytes == kept > 0
     for again, before in zip(predictor.predict(CENTRE), expected, strict=True):
         np.testing.assert_array_equal(again, before)
+
+
+def test_a_predictor_that_nobody_holds_is_gone_at_once_with_its_features(
+    predictor: Predictor, photo: np.ndarray
+) -> None:
+    other = predictor.another()
+    other.set_image(photo)
+    other.predict(CENTRE, zoom=(0.5, 1), multimask_output=True)
+    gone = [weakref.ref(other), *(weakref.ref(view.session) for view in other._views.values())]
+    gc.disable()
+    try:
+        del other
+        assert [one() for one in gone] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_between_phases_can_end_a_call_and_the_next_one_goes_on(predictor: Predictor) -> None:

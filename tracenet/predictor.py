@@ -318,7 +318,8 @@ class Predictor:
         for view in views:
             self.network.prepare(view.canvas)
         captured = time.perf_counter()
-        done = ClickPlan(count_full=lambda: self.network.full_macs(canvas))
+        network = self.network  # a plan that held the predictor would keep it and its features until a collection
+        done = ClickPlan(count_full=lambda: network.full_macs(canvas))
         if not self.keep_features:
             self.forget_features()
         located = [self._locate(view, at, settings, done) for view, at in zip(views, clicks, strict=True)]
