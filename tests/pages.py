@@ -217,6 +217,12 @@ def _custom_rules_claims(scope: Scope) -> None:
         tracenet.check_exactness(scope["model"], scope["images"])
 
 
+def _unions_claims(scope: Scope) -> None:
+    full = scope["model"](scope["image"]).detach()
+    for part, window in zip((scope["first"], scope["second"], scope["third"]), scope["clicks"], strict=True):
+        assert torch.allclose(part, full[(..., *window.slices)], atol=1e-5)
+
+
 CLAIMS: dict[str, Callable[[Scope], None]] = {
     "README.md": _eight_lines,
     "docs/any_convnet.md": _any_convnet_claims,
@@ -225,5 +231,6 @@ CLAIMS: dict[str, Callable[[Scope], None]] = {
     "docs/evaluation.md": _evaluation_claims,
     "docs/index.md": _eight_lines,
     "docs/start.md": _start_claims,
+    "docs/unions.md": _unions_claims,
     "docs/training.md": _training_claims,
 }

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
-from tracenet.pictures import MASK_COLOUR, join, overlay, windows_picture
+import tracenet
+from tracenet.pictures import MASK_COLOUR, join, overlay, pieces_of, windows_picture
 from tracenet_kernels.errors import InputError
 from tracenet_kernels.window import EMPTY, Window
 
@@ -98,6 +101,25 @@ def test_windows_picture_lights_the_window_and_greys_the_rest() -> None:
     assert tuple(second[40, 10]) == tuple(grey[0])
     third = panel(sheet, 2, 160, 96, 2)
     assert (third == grey[0]).all()
+
+
+def test_windows_apart_are_lit_one_by_one() -> None:
+    image = Image.new("RGB", (160, 160), (255, 0, 0))
+    pieces = [Window(0, 4, 0, 4), Window(12, 16, 12, 16)]
+    sheet = np.asarray(windows_picture(image, {"P3": pieces}, {"P3": (16, 16)}, ["P3"], panel_width=160))
+    panel = sheet[8 + 26 : 8 + 26 + 160, 8 : 8 + 160]
+    for y, x, lit in ((20, 20, True), (140, 140, True), (80, 80, False), (20, 140, False)):
+        assert (panel[y - 4 : y + 4, x - 4 : x + 4, 0].max() > 250) == lit
+    with pytest.raises(InputError, match="lies outside its plane"):
+        windows_picture(image, {"P3": [*pieces, Window(0, 1, 0, 17)]}, {"P3": (16, 16)}, ["P3"])
+
+
+def test_the_picture_of_a_plan_shows_windows_apart() -> None:
+    traced = tracenet.trace(nn.Conv2d(3, 2, 3, padding=1).eval(), torch.zeros(1, 3, 32, 32))
+    windows = [Window(0, 2, 0, 2), Window(30, 32, 30, 32)]
+    plan = traced.plan({0: windows})
+    assert pieces_of(plan)["output"] == plan.pieces["conv2d"] == windows
+    assert len(pieces_of(plan)) == len(plan.windows)
 
 
 def test_windows_picture_marks_the_click() -> None:

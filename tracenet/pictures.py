@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from tracenet.image_io import load_image
 from tracenet_kernels.errors import InputError
-from tracenet_kernels.window import Window
+from tracenet_kernels.window import EMPTY, Window
 
 MASK_COLOUR = (30, 144, 255)
 WINDOW_COLOUR = (64, 160, 255)
@@ -73,7 +73,7 @@ def _cross(draw: ImageDraw.ImageDraw, x: float, y: float, reach: float) -> None:
 
 def windows_picture(
     image: Image.Image,
-    windows: Mapping[str, Window],
+    windows: Mapping[str, Window | Sequence[Window]],
     planes: Mapping[str, tuple[int, int]],
     layers: Sequence[str],
     click: Sequence[float] | None = None,
@@ -84,7 +84,7 @@ def windows_picture(
 
     Args:
         image: the network's input as a picture (working size, padded).
-        windows: layer -> window in cells of its plane.
+        windows: layer -> window in cells of its plane, or several.
         planes: layer -> (height, width) of its plane in cells.
         layers: which layers, in order.
         click: (x, y) in pixels of ``image``.
@@ -97,10 +97,12 @@ def windows_picture(
     missing = [layer for layer in layers if layer not in windows or layer not in planes]
     if missing:
         raise InputError(f"layers {missing} are not in the plan; choose among {sorted(windows)[:20]} ...")
+    parts = {layer: _parts(windows[layer]) for layer in layers}
     for layer in layers:
         height, width = planes[layer]
-        if not Window.full(height, width).contains(windows[layer]):
-            raise InputError(f"{windows[layer]} of {layer!r} lies outside its plane of {height}x{width} cells")
+        for part in parts[layer]:
+            if not Window.full(height, width).contains(part):
+                raise InputError(f"{part} of {layer!r} lies outside its plane of {height}x{width} cells")
     scale = panel_width / image.width
     panel_height = max(1, round(image.height * scale))
     small = image.resize((panel_width, panel_height), Image.Resampling.LANCZOS)
@@ -116,24 +118,37 @@ def windows_picture(
     for i, layer in enumerate(layers):
         left = gap + (i % columns) * (panel_width + gap)
         top = gap + (i // columns) * (panel_height + title + gap)
-        window, (height, width) = windows[layer], planes[layer]
-        panel = _window_panel(small, grey, window, height, width)
+        pieces, (height, width) = parts[layer], planes[layer]
+        panel = _windows_panel(small, grey, pieces, height, width)
         if click is not None:
             _cross(ImageDraw.Draw(panel), click[0] * scale, click[1] * scale, 6)
         sheet.paste(panel, (left, top + title))
-        share = window.area / (height * width)
-        draw.text((left, top + 4), f"{layer}  {window.height}x{window.width} of {height}x{width}", (0, 0, 0), font)
+        share = sum(piece.area for piece in pieces) / (height * width)
+        cells = f"{pieces[0].height}x{pieces[0].width}" if len(pieces) == 1 else f"{len(pieces)} windows"
+        draw.text((left, top + 4), f"{layer}  {cells} of {height}x{width}", (0, 0, 0), font)
         text = f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
         draw.text((left + panel_width - draw.textlength(text, font), top + 4), text, (0, 90, 200), font)
     return sheet
 
 
-def _window_panel(small: Image.Image, grey: Image.Image, window: Window, height: int, width: int) -> Image.Image:
-    cell_y, cell_x = small.height / height, small.width / width
-    box = [window.x0 * cell_x, window.y0 * cell_y, window.x1 * cell_x, window.y1 * cell_y]
+def _parts(windows: Window | Sequence[Window]) -> list[Window]:
+    """A layer's windows as a list; an empty one stands for none."""
+    return [windows] if isinstance(windows, Window) else list(windows) or [EMPTY]
+
+
+def _windows_panel(
+    small: Image.Image, grey: Image.Image, windows: Sequence[Window], height: int, width: int
+) -> Image.Image:
     panel = grey.copy()
-    if window.is_empty:
-        return panel
+    for window in windows:
+        if not window.is_empty:
+            _light(panel, small, window, small.height / height, small.width / width)
+    return panel
+
+
+def _light(panel: Image.Image, small: Image.Image, window: Window, cell_y: float, cell_x: float) -> None:
+    """Show one window of the image on a panel that is grey elsewhere."""
+    box = [window.x0 * cell_x, window.y0 * cell_y, window.x1 * cell_x, window.y1 * cell_y]
     left, top, right, bottom = (round(v) for v in box)
     if right > left and bottom > top:
         panel.paste(small.crop((left, top, right, bottom)), (left, top))
@@ -146,7 +161,6 @@ def _window_panel(small: Image.Image, grey: Image.Image, window: Window, height:
     draw.rectangle(
         [box[0], box[1], max(box[2] - 1, box[0] + 1), max(box[3] - 1, box[1] + 1)], outline=(0, 60, 220), width=2
     )
-    return panel
 
 
 def join(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
@@ -168,7 +182,14 @@ def join(pictures: Sequence[Image.Image], gap: int = 8) -> Image.Image:
 def plan_picture(plan: Any, image: Image.Image, click: Sequence[float] | None = None) -> Image.Image:
     """:func:`windows_picture` of a plan of TraceNet: those of :data:`LAYERS` that it visits."""
     layers = [layer for layer in LAYERS if layer in plan.windows]
-    return windows_picture(image, plan.windows, plan.planes, layers, click, columns=5, panel_width=300)
+    return windows_picture(image, pieces_of(plan), plan.planes, layers, click, columns=5, panel_width=300)
+
+
+def pieces_of(plan: Any) -> dict[str, list[Window]]:
+    """What a plan computes of every name in ``plan.windows``; of inputs and what is only handed on, the window."""
+    aliases = {name: plan.graph.outputs[name].name for name in plan.windows if name in plan.graph.outputs}
+    pieces = plan.pieces
+    return {name: pieces.get(aliases.get(name, name)) or [window] for name, window in plan.windows.items()}
 
 
 def backdrop(size: tuple[int, int], photo: str | Path | None = None) -> Image.Image:

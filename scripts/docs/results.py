@@ -421,3 +421,20 @@ def _files() -> str:
         device = data.get("device", "") if isinstance(data, dict) else ""
         rows.append((f"[{path.name}](../bench/results/{path.name})", device, f"`{commit}`" if commit else ""))
     return markdown(("file", "device", "commit"), rows)
+
+
+@_table
+def _unions() -> str:
+    """Windows apart against their hull."""
+    file = "unions.json"
+    data = load(file)
+    timed = [backend for backend in data["backends"] if data["repeats"]]
+    head = ["network", "request", "windows per layer", "hull", "apart", "error"]
+    head += [f"{backend}, {kind}" for backend in timed for kind in ("hull", "apart")]
+    rows = []
+    for row in data["rows"]:
+        shares = [_share(row[macs] / row["full_macs"]) for macs in ("hull_macs", "macs")]
+        times = [_ms(row[f"{backend}_{kind}_ms"]) for backend in timed for kind in ("hull", "pieces")]
+        most = f"up to {row['most_pieces']}"
+        rows.append([row["network"], row["request"], most, *shares, f"{row['max_rel_error']:.0e}", *times])
+    return measured(data, file, _size(data["size"])) + markdown(head, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -204,6 +205,30 @@ def test_apart_windows_are_few_disjoint_and_cover(corners: list[tuple[int, int, 
     assert all(not subtract_all(window, pieces) for window in windows)
     assert hull(pieces) == hull(windows)
     assert all(a.intersect(b).is_empty for i, a in enumerate(pieces) for b in pieces[:i])
+
+
+@needs_native
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(recipe=recipes(), data=st.data())
+def test_random_networks_and_requests_on_the_native_backend(recipe: Recipe, data: st.DataObject) -> None:
+    torch.manual_seed(0)
+    model = Network(replace(recipe, batch=1)).eval()
+    x = torch.randn(1, recipe.channels, recipe.height, recipe.width)
+    traced = tracenet.trace(model, x)
+    traced._native = NativeExecutor(traced.graph, poison=True)
+    full = dict(zip(traced.graph.outputs, (tensor.detach() for tensor in model(x)), strict=True))
+    scale = {name: max(float(tensor.abs().max()), 1e-3) for name, tensor in full.items()}
+    for _ in range(2):
+        request: dict[int | str, Any] = {}
+        for key, node in traced.graph.outputs.items():
+            request[key] = data.draw(st.lists(_window(*node.plane), min_size=1, max_size=4))
+        plan = traced.plan(request, max_pieces=data.draw(st.integers(2, MAX_PIECES)), min_saving=0)
+        if traced._obstacle(plan, [x]):
+            return
+        torch_outputs, outputs = traced.run(x, plan), traced.run(x, plan, backend="native")
+        for key in request:
+            for got, wanted in zip(outputs[key], torch_outputs[key], strict=True):
+                torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4 * scale[str(key)])
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

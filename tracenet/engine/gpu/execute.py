@@ -1,4 +1,7 @@
-"""Runs plans of a captured network on a GPU, for :meth:`tracenet.TracedModel.run`."""
+"""Runs plans of a captured network on a GPU, for :meth:`tracenet.TracedModel.run`.
+
+A program computes one window per node: where a plan has windows apart, their hull, whose values are the same.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from tracenet.engine.patterns import is_plane, is_vector, sources
 from tracenet.graph.graph import Graph, Node
 from tracenet.rft.trace import Plan, resolve_output
 from tracenet_kernels import gpu
+from tracenet_kernels.backends import say_once
 from tracenet_kernels.window import EMPTY, Window, hull
 
 Outputs = dict[int | str, Any]
@@ -84,6 +88,8 @@ class GpuExecutor:
                 parameters[position] = tensor.cpu().numpy().reshape(-1)
             else:
                 self.session.set_planar(position, tensor, given.window if isinstance(given, Patch) else None)
+        if any(len(entry.pieces) > 1 for entry in plan.nodes):
+            say_once("backend 'triton' computes one window per node: of windows apart their hull (plan.hull_macs)")
         nodes = {key: self._source[resolve_output(self._graph, key)] for key in plan.request}
         asked: dict[int | str, Window] = {}
         names = {key: self._name(node) for key, node in nodes.items()}
