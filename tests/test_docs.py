@@ -89,7 +89,7 @@ def _check_command(words: list[str], line: str) -> None:
         for word in words[3:]:
             assert not word.startswith("--") or f'"{word}"' in text, f"{line}: {words[2]} has no {word}"
     elif words[0] == "make":
-        targets = re.findall(r"^(\w+):(?!=)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        targets = re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         assert words[1] in targets, line
     elif words[0].endswith("python") and words[1].endswith(".py"):
         assert (ROOT / words[1]).is_file(), line
