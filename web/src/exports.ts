@@ -27,6 +27,7 @@ export async function picture(kind: PictureKind, doc: Doc, items: readonly Item[
     drawMasked(context, doc, together);
     if (kind === "blur") {
       context.globalCompositeOperation = "destination-over";
+      context.imageSmoothingQuality = "high";
       context.drawImage(blurred(doc.bitmap, blur), 0, 0, width, height);
     }
   }
@@ -35,7 +36,7 @@ export async function picture(kind: PictureKind, doc: Doc, items: readonly Item[
     context.fillStyle = "#000";
     context.fillRect(0, 0, width, height);
   }
-  return { blob: await png(canvas as HTMLCanvasElement), name: `${stem(doc)}_${kind}.png` };
+  return { blob: await png(canvas), name: `${stem(doc)}_${kind}.png` };
 }
 
 function png(canvas: HTMLCanvasElement): Promise<Blob> {

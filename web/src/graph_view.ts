@@ -6,9 +6,11 @@ import { count } from "./format";
 import { COMPUTED, KEPT } from "./stage";
 import type { GraphNode, Trace } from "./types";
 
-const LABEL = 74;
-const LANE = 11;
-const BAND_GAP = 13;
+const LABEL = 82;
+const LANE = 12;
+const LANES = 10;
+const WIDEST = 24; // between two columns
+const BAND_GAP = 16;
 const PAD = 8;
 
 interface Placed {
@@ -33,6 +35,24 @@ export function depths(nodes: readonly Pick<GraphNode, "stage" | "inputs">[]): n
   return depth;
 }
 
+/** Column and lane of nodes by depth: those of one depth stand under each other, in as many columns as they need. */
+export function columns(depth: readonly number[], lanes: number): { column: number; lane: number }[] {
+  const number: number[] = [];
+  for (const d of depth) number[d] = (number[d] ?? 0) + 1;
+  const first: number[] = [];
+  let next = 0;
+  number.forEach((n, d) => {
+    first[d] = next;
+    next += Math.ceil(n / lanes);
+  });
+  const filled: number[] = [];
+  return depth.map((d) => {
+    const k = filled[d] ?? 0;
+    filled[d] = k + 1;
+    return { column: first[d]! + Math.floor(k / lanes), lane: k % lanes };
+  });
+}
+
 function layOut(nodes: readonly GraphNode[], width: number): Layout {
   const depth = depths(nodes);
   const stages = [...new Set(nodes.map((node) => node.stage))];
@@ -42,23 +62,16 @@ function layOut(nodes: readonly GraphNode[], width: number): Layout {
   let top = PAD;
   for (const stage of stages) {
     const members = nodes.map((_, i) => i).filter((i) => nodes[i]!.stage === stage);
-    const columns = 1 + Math.max(...members.map((i) => depth[i]!));
-    const filled = new Map<number, number>();
-    for (const i of members) filled.set(depth[i]!, (filled.get(depth[i]!) ?? 0) + 1);
-    const lanes = Math.max(...filled.values());
-    const height = lanes * LANE;
-    const step = Math.min(16, (width - LABEL - 2 * PAD) / Math.max(1, columns - 1));
-    const next = new Map<number, number>();
-    for (const i of members) {
-      const column = depth[i]!;
-      const lane = next.get(column) ?? 0;
-      next.set(column, lane + 1);
-      placed[i] = {
-        x: LABEL + PAD + column * step,
-        y: top + (lane + 0.5) * LANE,
-        r: 1.6 + 2.6 * Math.sqrt(nodes[i]!.full_macs / most),
-      };
-    }
+    // The network's inputs have no stage and no order: they stand in a row.
+    const places = columns(members.map((i) => depth[i]!), stage ? LANES : 1);
+    const last = Math.max(...places.map(({ column }) => column));
+    const height = LANE * (1 + Math.max(...places.map(({ lane }) => lane)));
+    const step = Math.min(WIDEST, (width - LABEL - 2 * PAD) / Math.max(1, last));
+    members.forEach((i, k) => {
+      const { column, lane } = places[k]!;
+      const r = 1.8 + 2.8 * Math.sqrt(nodes[i]!.full_macs / most);
+      placed[i] = { x: LABEL + PAD + column * step, y: top + (lane + 0.5) * LANE, r };
+    });
     bands.push({ stage, y: top, height });
     top += height + BAND_GAP;
   }

@@ -33,6 +33,7 @@ export class Library {
       const files = [...(event.clipboardData?.files ?? [])];
       if (files.length) void this.take(files);
     });
+    session.restore = (doc, signal) => this.restore(doc, signal);
     store.subscribe(() => this.render());
   }
 
@@ -97,6 +98,9 @@ export class Library {
     if (turn !== this.wanted) return;
     this.session.leave();
     this.store.set({ doc, camera: "off" });
+    // The address leads back to photos that are there for everyone.
+    const hash = photo.source === "upload" ? "" : `#${encodeURIComponent(photo.id)}`;
+    history.replaceState(null, "", `${location.pathname}${hash}`);
   }
 
   /** Forgets an upload, here and on the server. */
@@ -115,6 +119,17 @@ export class Library {
     } catch (error) {
       if (!(error instanceof ApiError && error.code === "not_found")) report(error);
     }
+  }
+
+  private async restore(doc: Doc, signal: AbortSignal): Promise<void> {
+    const { photo, source } = doc;
+    if (!source) return;
+    const { id } = await this.api.upload(source, photo.name, signal);
+    this.docs.delete(photo.id);
+    this.docs.set(id, doc);
+    this.sources.set(id, source);
+    photo.id = id;
+    await this.refresh();
   }
 
   step(by: number): void {

@@ -141,14 +141,14 @@ function renderStageChrome(state: State): void {
 store.subscribe(render);
 listen({ store, stage, session, library, camera, objects, network, showTab, help });
 
-/** The server's facts and photos; the photo asked for in the address (#name), or the first one, is shown. */
+/** The server's facts and photos; the photo asked for in the address (#id), or the first one, is shown. */
 async function load(): Promise<void> {
   const [info] = await Promise.all([api.info(), library.refresh()]);
   store.set({ info });
   const { photos, doc } = store.state;
   if (doc) return;
-  const name = decodeURIComponent(location.hash.slice(1));
-  const first = photos.find((photo) => photo.id === name || photo.name === name) ?? photos[0];
+  const wanted = location.hash.slice(1);
+  const first = photos.find((photo) => encodeURIComponent(photo.id) === wanted) ?? photos[0];
   if (first) await library.show(first);
 }
 

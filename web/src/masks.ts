@@ -55,19 +55,24 @@ export function thumbnail(canvas: HTMLCanvasElement, photo: ImageBitmap, rle: Rl
   context.drawImage(photo, 0, 0);
 }
 
-type Surface = OffscreenCanvas | HTMLCanvasElement;
-
-export function surface(width: number, height: number): [Surface, CanvasRenderingContext2D] {
+export function surface(width: number, height: number): [HTMLCanvasElement, CanvasRenderingContext2D] {
   const canvas = document.createElement("canvas");
   canvas.width = Math.max(1, Math.round(width));
   canvas.height = Math.max(1, Math.round(height));
   return [canvas, canvas.getContext("2d")!];
 }
 
-/** The photo blurred by halving and doubling, which every browser does fast; `strength` is the number of halvings. */
-export function blurred(photo: ImageBitmap, strength: number): Surface {
-  let source: CanvasImageSource = photo;
-  let [width, height] = [photo.width, photo.height];
+/** Longest sides of the blurred and of the greyed photo: neither needs more to look as it should. */
+const BLURRED_SIDE = 1024;
+const GREYED_SIDE = 2048;
+
+/**
+ * The photo blurred by halving and doubling, which every browser does fast; `strength` is the number of halvings. A
+ * large photo is made smaller first, so that a strength looks the same on every photo.
+ */
+export function blurred(photo: ImageBitmap, strength: number): HTMLCanvasElement {
+  let [width, height] = within(photo, BLURRED_SIDE);
+  let source = resized(photo, width, height);
   const sizes: [number, number][] = [];
   for (let i = 0; i < strength && Math.min(width, height) > 4; i++) {
     sizes.push([width, height]);
@@ -75,10 +80,15 @@ export function blurred(photo: ImageBitmap, strength: number): Surface {
     source = resized(source, width, height);
   }
   for (const [w, h] of sizes.reverse()) source = resized(source, w, h);
-  return source === photo ? resized(photo, photo.width, photo.height) : (source as Surface);
+  return source;
 }
 
-function resized(source: CanvasImageSource, width: number, height: number): Surface {
+function within(photo: ImageBitmap, side: number): [number, number] {
+  const scale = Math.min(1, side / Math.max(photo.width, photo.height));
+  return [Math.max(1, Math.round(photo.width * scale)), Math.max(1, Math.round(photo.height * scale))];
+}
+
+function resized(source: CanvasImageSource, width: number, height: number): HTMLCanvasElement {
   const [canvas, context] = surface(width, height);
   context.imageSmoothingEnabled = true;
   context.imageSmoothingQuality = "high";
@@ -87,14 +97,15 @@ function resized(source: CanvasImageSource, width: number, height: number): Surf
 }
 
 /** The photo without colour and darkened: what a layer did not look at. */
-export function greyed(photo: ImageBitmap): Surface {
-  const [canvas, context] = surface(photo.width, photo.height);
-  context.drawImage(photo, 0, 0);
+export function greyed(photo: ImageBitmap): HTMLCanvasElement {
+  const [width, height] = within(photo, GREYED_SIDE);
+  const [canvas, context] = surface(width, height);
+  context.drawImage(photo, 0, 0, width, height);
   context.globalCompositeOperation = "saturation";
   context.fillStyle = "#000";
-  context.fillRect(0, 0, photo.width, photo.height);
+  context.fillRect(0, 0, width, height);
   context.globalCompositeOperation = "source-over";
   context.fillStyle = "rgb(16 18 22 / 66%)";
-  context.fillRect(0, 0, photo.width, photo.height);
+  context.fillRect(0, 0, width, height);
   return canvas;
 }

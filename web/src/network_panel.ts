@@ -7,7 +7,7 @@ import { GraphView } from "./graph_view";
 import { Planes } from "./planes";
 import type { Session } from "./session";
 import { ramp } from "./stage";
-import { layerIndex, type Item, type Look, type State, type Store } from "./state";
+import { layerIndex, maskOf, type Item, type Look, type State, type Store } from "./state";
 import type { StageCost, Trace, TraceLayer } from "./types";
 
 const PLAY_MS = 650;
@@ -183,10 +183,10 @@ export class NetworkPanel {
         h("p", { class: "number" }, percent(macs / full_macs)),
         h("p", {}, `of the network: ${count(macs)} of ${count(full_macs)} multiply-adds in ${duration(timing_ms.predict)}`),
       ),
-      clicks.length > 1
-        ? h("div", { class: "clicks", role: "img", "aria-label": "Cost of the clicks on this photo so far" }, ...bars)
-        : null!,
     );
+    if (clicks.length < 2) return;
+    const label = "Cost of the clicks on this photo so far";
+    this.headline.append(h("div", { class: "clicks", role: "img", "aria-label": label }, ...bars));
   }
 
   private renderLayer(layer: TraceLayer): void {
@@ -223,7 +223,7 @@ export class NetworkPanel {
   }
 
   private renderComparison(state: State, item: Item): void {
-    const comparison = state.comparison?.item === item.id ? state.comparison.result : null;
+    const comparison = state.comparison?.of === item.result ? state.comparison.result : null;
     const key = comparison === "running" ? "running" : JSON.stringify(comparison);
     if (this.compared.dataset["key"] === `${item.id}:${key}`) return;
     this.compared.dataset["key"] = `${item.id}:${key}`;
@@ -271,7 +271,7 @@ export class NetworkPanel {
   }
 
   private renderTolerance(state: State, item: Item): void {
-    const map = state.tolerance?.item === item.id ? state.tolerance : null;
+    const map = state.tolerance?.of === maskOf(item).rle ? state.tolerance : null;
     const key = JSON.stringify([item.id, item.chosen, map?.done, map?.total, !!map?.result, state.showTolerance]);
     if (this.mapped.dataset["key"] === key) return;
     this.mapped.dataset["key"] = key;

@@ -15,12 +15,16 @@ export function note(text: string): void {
 }
 
 export function warn(message: string, hint = ""): void {
-  const toast = h("div", { class: "toast error", role: "alert" }, h("p", {}, message));
-  if (hint) toast.append(h("p", { class: "hint" }, hint));
+  const toast = h("div", { class: "toast error", role: "alert" }, h("p", {}, ended(message)));
+  if (hint) toast.append(h("p", { class: "hint" }, ended(hint[0]!.toUpperCase() + hint.slice(1))));
   toast.append(
     h("button", { class: "icon-button", "aria-label": "Dismiss", onclick: () => toast.remove() }, icon("close")),
   );
   show(toast, STAY_MS);
+}
+
+function ended(text: string): string {
+  return /[.!?]$/.test(text) ? text : `${text}.`;
 }
 
 /** Shows what went wrong; what was superseded or cancelled is not news, and a lost server has its banner. */

@@ -69,7 +69,9 @@ export class ObjectsPanel {
 
   /** Opens the name of the selected object for typing. */
   rename(): void {
-    this.list.querySelector<HTMLInputElement>('[aria-current="true"] input')?.select();
+    const name = this.list.querySelector<HTMLInputElement>('[aria-current="true"] input');
+    name?.focus();
+    name?.select();
   }
 
   private render(): void {

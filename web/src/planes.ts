@@ -107,12 +107,13 @@ export class Planes {
         context.restore();
       }
     }
-    if (!onlyNew) {
+    const input = layer.name === "image"; // read, not computed
+    if (!onlyNew && !input) {
       context.fillStyle = `${KEPT}${selected ? "26" : "55"}`;
       context.fillRect(...rectangle(layer.photo_box));
     }
     context.fillStyle = `${COMPUTED}${selected ? "60" : "a0"}`;
-    for (const computed of layer.computed_photo) context.fillRect(...rectangle(computed));
+    if (!input) for (const computed of layer.computed_photo) context.fillRect(...rectangle(computed));
     context.strokeStyle = selected ? "#fff" : "rgb(255 255 255 / 28%)";
     context.lineWidth = selected ? 2 : 1;
     context.strokeRect(0, 0, w, h);

@@ -20,6 +20,9 @@ const LOOKS: Record<Look, Pick<SegmentRequest, "levels" | "zoom">> = {
 };
 
 export class Session {
+  /** Sends a photo again that the server has forgotten; the library's business. */
+  restore: (doc: Doc, signal: AbortSignal) => Promise<void> = async () => {};
+
   private current: AbortController | null = null;
 
   constructor(
@@ -48,6 +51,7 @@ export class Session {
     const result = await this.ask(doc, request, points.at(-1)!);
     if (!result) return;
     const roundTrip = performance.now() - started;
+    if (!doc.graph?.length) doc.graph = null;
     doc.clicks.push({ macs: result.macs, full: result.full_macs });
     const masks = result.masks.filter((mask) => mask.area > 0);
     if (!masks.length) {
@@ -116,8 +120,7 @@ export class Session {
       } catch (error) {
         if (!(error instanceof ApiError) || attempt >= BUSY_TRIES) throw error;
         if (error.code === "not_found" && doc.source) {
-          const { id } = await this.api.upload(doc.source, doc.photo.name, signal);
-          doc.photo.id = id;
+          await this.restore(doc, signal);
         } else if (error.code === "busy") await pause((error.retryAfter ?? 1) * 1000, signal);
         else throw error;
       }
@@ -164,8 +167,8 @@ export class Session {
     try {
       doc.graph = await this.api.graph(doc.photo.id);
     } catch (error) {
-      doc.graph = null;
-      report(error);
+      report(error); // the next click asks again
+      return;
     }
     this.store.set({});
   }
@@ -174,7 +177,7 @@ export class Session {
   async compare(item: Item): Promise<void> {
     const { doc } = this.store.state;
     if (!doc || this.store.state.comparison?.result === "running") return;
-    this.store.set({ comparison: { item: item.id, result: "running" } });
+    this.store.set({ comparison: { of: item.result, result: "running" } });
     const request = { photo: doc.photo.id, points: [...item.points], ...LOOKS[item.look], forget: true, full: true };
     const result = await this.ask(doc, request, null);
     if (!result?.full) {
@@ -183,7 +186,7 @@ export class Session {
     }
     const { ms, max_error, max_logit } = result.full;
     const compared = { clickMs: result.timing_ms.predict, fullMs: ms, maxError: max_error, maxLogit: max_logit };
-    this.store.set({ comparison: { item: item.id, result: compared } });
+    this.store.set({ comparison: { of: item.result, result: compared } });
     say(`Click ${duration(compared.clickMs)}, full network ${duration(ms)}`);
   }
 
@@ -193,8 +196,9 @@ export class Session {
     if (!doc) return;
     await this.cancelTolerance();
     try {
-      const job = await this.api.startTolerance(doc.photo.id, maskOf(item).rle, TOLERANCE_CLICKS);
-      this.store.set({ tolerance: { item: item.id, job, done: 0, total: 0, result: null }, showTolerance: true });
+      const of = maskOf(item).rle;
+      const job = await this.api.startTolerance(doc.photo.id, of, TOLERANCE_CLICKS);
+      this.store.set({ tolerance: { of, job, done: 0, total: 0, result: null }, showTolerance: true });
       await this.follow(job);
     } catch (error) {
       this.store.set({ tolerance: null });

@@ -3,7 +3,7 @@
 import { calm, sharp } from "./dom";
 import { clamp, fit, fitScale, settle, toClick, toPhoto, toScreen, zoomAt, type Size, type View } from "./geometry";
 import { blurred, drawable, greyed } from "./masks";
-import { layerIndex, maskOf, type Doc, type Item, type Store } from "./state";
+import { layerIndex, maskOf, shownTolerance, type Doc, type Item, type Store } from "./state";
 import type { Box, Point, TraceLayer } from "./types";
 
 export const KEPT = "#6ea8ff";
@@ -220,8 +220,8 @@ export class Stage {
 
   /** The layer whose window is shown: in the network's panel, of the selected object. */
   private shownLayer(): TraceLayer | null {
-    const { tab, layer, showTolerance, tolerance } = this.store.state;
-    if (tab !== "network" || (showTolerance && tolerance?.result)) return null;
+    const { tab, layer } = this.store.state;
+    if (tab !== "network" || shownTolerance(this.store)) return null;
     const layers = this.store.selected?.result.trace?.layers;
     return layers?.[layerIndex(layers, layer)] ?? null;
   }
@@ -349,8 +349,8 @@ export class Stage {
     const { rle } = maskOf(item);
     const { path } = drawable(rle);
     const selected = item.id === this.store.layers.selected;
-    const { backdrop, tab, showTolerance, tolerance } = this.store.state;
-    const mapped = showTolerance && tolerance?.result && tab === "network";
+    const { backdrop, tab } = this.store.state;
+    const mapped = shownTolerance(this.store) !== null;
     if (outlineOnly && !selected) return false;
     if (backdrop !== "photo" && tab === "objects") return false;
     const t = this.progress(item, rle, now);
@@ -476,9 +476,9 @@ export class Stage {
 
   /** Where clicks give the same object: one square per click tried, from violet (another thing) to yellow. */
   private paintTolerance(context: CanvasRenderingContext2D): void {
-    const { tolerance, showTolerance, tab } = this.store.state;
-    if (!showTolerance || tab !== "network" || !tolerance?.result) return;
-    const { step, points } = tolerance.result;
+    const tolerance = shownTolerance(this.store);
+    if (!tolerance) return;
+    const { step, points } = tolerance;
     for (const [x, y, agreement] of points) {
       context.fillStyle = ramp(agreement, 0.72);
       context.fillRect(x + 0.5 - step / 2, y + 0.5 - step / 2, step * 0.94, step * 0.94);

@@ -1,7 +1,7 @@
 // What the page shows. Objects on a photo are immutable snapshots under an undo stack; everything else is not undone.
 
 import { History } from "./history";
-import type { GraphNode, Info, Mask, Photo, Point, Segmentation, Tolerance, TraceLayer } from "./types";
+import type { GraphNode, Info, Mask, Photo, Point, Rle, Segmentation, Tolerance, TraceLayer } from "./types";
 
 /** One segmented object: a coloured layer over the photo. */
 export interface Item {
@@ -65,8 +65,10 @@ export interface State {
   layer: string;
   onlyNew: boolean;
   camera: "off" | "starting" | "live" | "frozen";
-  comparison: { item: number; result: Comparison | "running" } | null;
-  tolerance: { item: number; job: string; done: number; total: number; result: Tolerance | null } | null;
+  /** Belongs to the answer `of` which it was asked. */
+  comparison: { of: Segmentation; result: Comparison | "running" } | null;
+  /** Belongs to the mask `of` which it was asked. */
+  tolerance: { of: Rle; job: string; done: number; total: number; result: Tolerance | null } | null;
   showTolerance: boolean;
 }
 
@@ -172,6 +174,14 @@ export class Store {
 export function layerIndex(layers: readonly TraceLayer[], name: string): number {
   const at = layers.findIndex((layer) => layer.name === name);
   return at >= 0 ? at : Math.max(0, layers.findIndex((layer) => layer.name === "P3"));
+}
+
+/** The click-tolerance map of the selected object, where it is computed and to be shown. */
+export function shownTolerance(store: Store): Tolerance | null {
+  const { tolerance, showTolerance, tab } = store.state;
+  const { selected } = store;
+  if (!tolerance?.result || !showTolerance || tab !== "network" || !selected) return null;
+  return tolerance.of === maskOf(selected).rle ? tolerance.result : null;
 }
 
 export function maskOf(item: Item): Mask {

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { depths } from "../src/graph_view";
+import { columns, depths } from "../src/graph_view";
 import { count, duration, percent } from "../src/format";
 import { History } from "../src/history";
 
@@ -43,4 +43,10 @@ test("depth counts within a stage", () => {
   const node = (stage: string, ...inputs: number[]): { stage: string; inputs: number[] } => ({ stage, inputs });
   const nodes = [node("a"), node("a", 0), node("a", 1, 0), node("b", 2), node("b", 3, 1)];
   assert.deepEqual(depths(nodes), [0, 1, 2, 0, 1]);
+});
+
+test("nodes of one depth share columns, as many as they need", () => {
+  const places = columns([0, 1, 1, 1, 2], 2);
+  assert.deepEqual(places.map(({ column }) => column), [0, 1, 1, 2, 3]);
+  assert.deepEqual(places.map(({ lane }) => lane), [0, 0, 1, 0, 0]);
 });

@@ -386,6 +386,7 @@ def test_a_lost_server_has_a_banner_and_is_found_again(
         # The new process has never seen the photo; the page brings it back.
         viewer.page.mouse.click(*viewer.point(40, 30))
         expect(viewer.objects).to_have_count(1)
+        expect(viewer.page.get_by_role("button", name="mine.png", exact=True)).to_have_attribute("aria-current", "true")
     finally:
         other.stop()
 
