@@ -377,7 +377,7 @@ def _zoo_traceable() -> str:
         medians = [_share(median(values)) if values else "" for values in shares]
         medians += [f"{median(values):.2f}x" if values else "" for values in speeds]
         rows.append((kind, len(models), medians[0], medians[2], medians[1], medians[3]))
-    head = ("barriers", "models", "deepest map, share", "native", "stride 8, share", "native ")
+    head = ("barriers", "models", "deepest map: share", "native speed-up", "stride 8: share", "native speed-up ")
     if not any(row[5] for row in rows):  # results from before the shallow map was timed
         head, rows = head[:5], [row[:5] for row in rows]
     return measured(load("zoo.json"), "zoo.json", "medians over models") + markdown(head, rows)
