@@ -557,6 +557,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.json is not None:
         check_target(options.json)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its servers end as well
     result = run(options.seconds, options.clicks, options.malformed, options.slow, options.tabs, options.viewer)
     if options.json is not None:
         save_json(result, options.json)

@@ -367,6 +367,15 @@ def test_visitors_are_bounded_and_those_away_for_long_are_forgotten(server: Runn
     assert clients[-1].post("/segment", json={"photo": photos[-1], "points": AT}).status_code == 200
 
 
+def test_alternatives_of_a_large_photo_are_bounded(predictor: Predictor, folder: Path) -> None:
+    with running(predictor, folder, Limits(mask_pixels=900_000)) as server:
+        client = server.visitor("alternatives")
+        asked = {"photo": "coffee", "points": AT}
+        assert client.post("/segment", json=asked).status_code == 200
+        message = problem(client.post("/segment", json={**asked, "alternatives": True}), 400, "bad_request")
+        assert message.startswith("5 masks of 600x400 pixels")
+
+
 def test_many_visitors_keep_no_more_than_is_allowed(server: Running) -> None:
     for i in range(40):
         client = server.visitor(f"tab-number-{i}")

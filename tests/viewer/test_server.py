@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from PIL import Image
 
 from tests.viewer.servers import Running, a_photo, encoded, occupied, running, wait_until
 from tracenet import Predictor
+from tracenet.viewer import app
 from tracenet.viewer.outlines import decode_rle, encode_rle
 from tracenet.viewer.worker import Job
 
@@ -118,6 +120,30 @@ def test_a_turned_photo_is_shown_upright_and_without_transparency(client: httpx.
     found = ok(client.post("/api/photos", content=encoded(clear), headers={"content-type": "image/png"}), 201)
     shown = client.get(f"/api/photos/{found['id']}/file")
     assert np.asarray(Image.open(io.BytesIO(shown.content))).min() >= 250
+
+
+def test_the_page_and_its_files_are_served(client: httpx.Client) -> None:
+    page = client.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    named = re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text)
+    assert named
+    for path in named:
+        answer = client.get(path)
+        assert answer.status_code == 200, path
+        assert answer.headers["cache-control"] == "no-cache"
+    problem(client.get("/static/absent.js"), 404, "not_found")
+
+
+def test_without_a_page_the_server_says_how_to_build_it(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(app, "STATIC", tmp_path / "absent")
+    with running(predictor) as server:
+        client = server.visitor()
+        assert "no page" in problem(client.get("/"), 503, "no_page")
+        problem(client.get("/static/app.js"), 404, "not_found")
+        ok(client.get("/api/info"))
 
 
 def test_photos_that_appear_later_are_found(server: Running, folder: Path, client: httpx.Client) -> None:
@@ -420,6 +446,14 @@ def test_click_tolerance_is_cancelled_by_a_newer_one_and_by_hand(server: Running
     for size, counts in (([97, 150], [1]), ([2, 2], [4]), ([97, 150], [97 * 150])):
         bad = {**asked, "rle": {"size": size, "counts": counts}}
         problem(client.post("/api/tolerance", json=bad), 400, "bad_request")
+
+
+def test_deleting_a_photo_cancels_its_job(server: Running, client: httpx.Client) -> None:
+    photo, rle = sent(client), encode_rle(np.ones((97, 150), np.bool_))
+    with occupied(server.viewer):
+        job = ok(client.post("/api/tolerance", json={"photo": photo, "rle": rle}), 202)["job"]
+        assert client.delete(f"/api/photos/{photo}").status_code == 204
+        assert ok(client.get(f"/api/jobs/{job}"))["state"] == "cancelled"
 
 
 def test_a_tolerance_job_whose_photo_goes_says_so(server: Running, folder: Path, client: httpx.Client) -> None:

@@ -69,7 +69,8 @@ class Viewer:
         self.visitors = Visitors(self.limits, self.opened.close)
         self.receiver = Receiver(self.limits)
         self.worker = Worker(self.limits.queue, self.limits.queue_per_visitor, self.limits.tolerance_jobs)
-        self.reader = Reader(self.limits.reading)
+        self.reader = Reader(self.limits.reading, "tracenet-reader")
+        self.finder = Reader(self.limits.reading, "tracenet-folders")
         self.thumbnails = Thumbnails(self.limits.thumbnail_bytes)
         self.metrics = Metrics(
             {
@@ -101,7 +102,7 @@ class Viewer:
         found = self.visitors.find(visitor).photos.get(photo_id)
         for folder in self.folders:
             if found is None:
-                found = await self.reader.run(folder.get, photo_id)
+                found = await self.finder.run(folder.get, photo_id)
         if found is None:
             raise ViewerError(
                 "not_found", f"there is no photo {photo_id[:80]!r}", "list them with /api/photos, or send it again"
@@ -134,15 +135,16 @@ class Viewer:
         """After :meth:`close`: wait for the threads to end, and free what is held."""
         self.worker.join()
         self.reader.stop()
+        self.finder.stop()
         self.opened.clear()
 
 
 class Reader:
-    """One thread that decodes photos for the event loop; so many may wait."""
+    """One thread that reads files for the event loop; so many may wait."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, name: str) -> None:
         self._most, self._pending = most, 0
-        self._pool = ThreadPoolExecutor(1, "tracenet-reader")
+        self._pool = ThreadPoolExecutor(1, name)
 
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function there. Raises ViewerError ``busy``."""
@@ -262,7 +264,7 @@ def _add_photos(app: FastAPI, viewer: Viewer) -> None:
         """Bundled photos, those of the folder, and those that this visitor sent."""
         found: list[Photo] = []
         for folder in viewer.folders:
-            found += await viewer.reader.run(folder.photos)
+            found += await viewer.finder.run(folder.photos)
         found += viewer.visitors.find(request.state.visitor).photos.values()
         return JSONResponse({"photos": [_info(photo) for photo in found]})
 

@@ -51,7 +51,7 @@ class Clicks:
         Raises:
             TraceNetError: as :meth:`tracenet.Predictor.predict` and ``set_image``.
         """
-        self._check_zoom(photo, asked)
+        self._check_memory(photo, asked)
         opened, set_image_ms = self.opened.get(visitor, photo)
         predictor = opened.predictor
         if asked.forget:
@@ -77,11 +77,19 @@ class Clicks:
         }
         return {"photo": photo.id, "width": photo.width, "height": photo.height, **answer}
 
-    def _check_zoom(self, photo: Photo, asked: SegmentRequest) -> None:
-        """Raise ViewerError where a zoom factor would take too much memory."""
-        if not isinstance(asked.zoom, list):
-            return
-        for scale in photo_scales(photo.width, photo.height, asked.zoom, self.predictor.settings):
+    def _check_memory(self, photo: Photo, asked: SegmentRequest) -> None:
+        """Raise ViewerError where scales or alternative masks would take too much memory."""
+        settings, zoom = self.predictor.settings, _options(asked)["zoom"]
+        scales = photo_scales(photo.width, photo.height, settings.zoom if zoom is None else zoom, settings)
+        masks = len(LEVELS) * len(scales) if asked.alternatives else 1
+        if masks * photo.width * photo.height > max(self._limits.mask_pixels, photo.width * photo.height):
+            raise ViewerError(
+                "bad_request",
+                f"{masks} masks of {photo.width}x{photo.height} pixels may come; at most {self._limits.mask_pixels} "
+                "pixels are answered",
+                "leave out alternatives, or look at fewer scales",
+            )
+        for scale in scales if isinstance(asked.zoom, list) else []:
             pixels = scale.canvas.width * scale.canvas.height
             if scale.factor > 1 and pixels > self._limits.canvas_pixels:
                 raise ViewerError(

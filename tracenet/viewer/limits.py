@@ -25,6 +25,7 @@ class Limits:
         queue_per_visitor: clicks of one visitor that wait, where older ones are not superseded.
         tolerance_jobs: click tolerances that are not done, of all visitors; each may have one.
         tolerance_clicks: of one of them.
+        mask_pixels: of all masks of one answer, one of them apart.
         points: of one request.
         json_bytes: of a request, an image in it apart.
         receiving_bytes: bodies of all requests that are being received.
@@ -49,6 +50,7 @@ class Limits:
     queue_per_visitor: int = 4
     tolerance_jobs: int = 8
     tolerance_clicks: int = 2000
+    mask_pixels: int = 250_000_000
     points: int = 32
     json_bytes: int = 256 << 10
     receiving_bytes: int = 256 * MIB

@@ -23,16 +23,18 @@ class OpenPhoto:
         version: of the photo's content.
         pixels: bytes of the decoded photo.
         workspace: bytes of memory that its runs took besides what they keep, the most so far.
+        kept: bytes of kept features after the last click.
     """
 
     predictor: Predictor
     version: str
     pixels: int
     workspace: int = 0
+    kept: int = 0
 
     @property
     def bytes(self) -> int:
-        return self.pixels + self.workspace + self.predictor.kept_bytes
+        return self.pixels + self.workspace + self.kept
 
 
 class OpenPhotos:
@@ -87,6 +89,7 @@ class OpenPhotos:
         plan = used.predictor.last_plan
         for part in [] if plan is None else plan.plans:
             used.workspace = max(used.workspace, int(getattr(part, "workspace_bytes", 0)))
+        used.kept = used.predictor.kept_bytes
         with self._lock:
             self._count()
             while self._bytes > self._limits.open_bytes and len(self._open) > 1:
@@ -95,6 +98,9 @@ class OpenPhotos:
             alone = self._bytes > self._limits.open_bytes
         if alone:
             used.predictor.forget_features()
+            used.kept = 0
+            with self._lock:
+                self._count()
 
     def close(self, visitor: str, photo_id: str) -> None:
         """Close a photo, if it is open."""

@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ SHOWN_AS_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 MAX_FILE_BYTES = 1 << 28
 """Larger files of a folder are not listed."""
 MAX_DEPTH = 8
+RESCAN_SECONDS = 1.0
+"""A folder is not looked through more often for the sake of ids that are not known."""
 _TRANSPOSED = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
 
@@ -133,6 +135,7 @@ class PhotoFolder:
             raise InputError(f"{folder} cannot be listed ({reason}); pass a folder of photos") from error
         self._source, self._max_pixels, self._most = source, max_pixels, most
         self._lock = threading.Lock()
+        self._scanned = -RESCAN_SECONDS
         self._ids: dict[str, Path] = {}
         self._headers: dict[Path, tuple[str, Header | None]] = {}
 
@@ -147,8 +150,8 @@ class PhotoFolder:
     def get(self, photo_id: str) -> Photo | None:
         """A photo by its id, or None."""
         with self._lock:
-            if photo_id not in self._ids:  # it may have appeared since the folder was listed last
-                self._ids = {self._id(path): path for path in self._scan()}
+            if photo_id not in self._ids and time.monotonic() > self._scanned + RESCAN_SECONDS:
+                self._ids = {self._id(path): path for path in self._scan()}  # it may have appeared since
             path = self._ids.get(photo_id)
             return None if path is None else self._photo(path)
 
@@ -158,6 +161,7 @@ class PhotoFolder:
         return f"folder-{hashlib.sha256(os.fsencode(path.relative_to(self._root))).hexdigest()[:16]}"
 
     def _scan(self) -> list[Path]:
+        self._scanned = time.monotonic()
         found: list[Path] = []
         for folder, folders, files in os.walk(self._root):
             depth = len(Path(folder).relative_to(self._root).parts)
@@ -218,12 +222,3 @@ def clean_name(name: str) -> str:
 
 def _printable(name: str) -> str:
     return "".join(c if c.isprintable() and not "\ud800" <= c <= "\udfff" else "?" for c in name)
-
-
-def finder(*folders: PhotoFolder) -> Callable[[str], Photo | None]:
-    """Looks an id up in one folder after the other."""
-
-    def find(photo_id: str) -> Photo | None:
-        return next((photo for folder in folders if (photo := folder.get(photo_id)) is not None), None)
-
-    return find

@@ -79,7 +79,7 @@ def make_server(viewer: Viewer, listening: socket.socket, host: str, hosts: Allo
 
     config = uvicorn.Config(
         app,
-        log_level="warning",
+        log_level="error",
         access_log=False,
         http=Protocol,
         ws="none",

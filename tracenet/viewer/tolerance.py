@@ -34,6 +34,10 @@ class ToleranceJob:
         self._step = 0
         self._error: ViewerError | None = None
 
+    @property
+    def photo_id(self) -> str:
+        return self._photo.id
+
     def cancel(self) -> None:
         """Stop after the click that runs; a job that is done stays done."""
         if self.state in ("waiting", "running"):

@@ -118,6 +118,9 @@ class Visitors:
             return False
         if photo_id in visitor.inline:
             visitor.inline.remove(photo_id)
+        for job in visitor.jobs.values():
+            if job.photo_id == photo_id:
+                job.cancel()
         self._dropped(visitor_id, photo_id)
         return True
 
