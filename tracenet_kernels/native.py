@@ -14,7 +14,7 @@ _HOW_TO_BUILD = (
 )
 
 
-_LATEST = "Planner"
+_LATEST = "group_norm"
 """What the extension got last: one without it was built from older sources."""
 
 
