@@ -489,6 +489,8 @@ def run(seconds: float, clicks: int, malformed: int, slow: int, tabs: int, argum
     """All parts, each with a server of its own."""
     result: dict[str, Any] = {**environment(), "arguments": arguments}
     columns = (*Progress.get_default_columns(), "{task.completed:.0f}/{task.total:.0f}")
+    with a_server(*arguments):
+        pass  # the network is prepared once per machine, with PyTorch: no part should pay for that
     with Progress(*columns, console=Console(stderr=True)) as bar:
         with a_server(*arguments) as (server, ended):
             task = bar.add_task("load", total=len(USERS) * len(KINDS))

@@ -395,7 +395,10 @@ def viewer(
         list[str] | None, typer.Option(help="Further name under which browsers may ask for the server.")
     ] = None,
     memory: Annotated[
-        int | None, typer.Option(help="MiB of decoded photos and kept features, of all visitors (default: 1536).")
+        int | None,
+        typer.Option(
+            help="MiB of decoded photos and kept features, of all visitors (default: a quarter of the machine's)."
+        ),
     ] = None,
 ) -> None:
     """Open a page in the browser where a click on a photo gives its mask; and serve other programs."""

@@ -21,6 +21,7 @@ from PIL import Image
 
 from tests.viewer.servers import Running, a_photo, encoded, running, wait_until
 from tracenet import Predictor
+from tracenet.viewer import limits
 from tracenet.viewer.gate import AllowedHosts
 from tracenet.viewer.limits import Limits
 from tracenet.viewer.photos import PhotoFolder
@@ -383,6 +384,17 @@ def test_many_visitors_keep_no_more_than_is_allowed(server: Running) -> None:
         assert server.viewer.opened.bytes <= LIMITS.open_bytes
         client.close()
     assert 1 <= len(server.viewer.opened) < 40
+
+
+def test_the_default_bound_is_a_share_of_the_memory_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert 64 << 20 <= limits.default_open_bytes() <= 4 << 30
+    container = tmp_path / "memory.max"
+    monkeypatch.setattr(limits, "_CGROUPS", (str(container),))
+    for text, expected in (("1073741824\n", 256 << 20), ("1000\n", 64 << 20)):
+        container.write_text(text)
+        assert limits.default_open_bytes() == expected
+    container.write_text("max\n")
+    assert limits.default_open_bytes() > 64 << 20
 
 
 def test_strange_headers_do_no_harm(server: Running, client: httpx.Client) -> None:

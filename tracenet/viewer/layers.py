@@ -257,7 +257,9 @@ def _computed(view: NetworkView, plans: Sequence[Any]) -> dict[str, list[Window]
     """Plane name -> disjoint windows that the plans computed; of inputs, what was read of them."""
     found: dict[str, list[Window]] = {}
     for plan in plans:
-        for name, pieces in plan.pieces.items():
+        # Not every backend lists what was read of the image among what its steps computed.
+        read = {IMAGE: [plan.windows[IMAGE]]} if IMAGE in plan.windows else {}
+        for name, pieces in (read | plan.pieces).items():
             if name in view.positions:
                 mine = found.setdefault(name, [])
                 for piece in pieces:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 MIB = 1 << 20
+OPEN_SHARE = 4
+"""Open photos may take one part in so many of the machine's memory by default,"""
+MOST_OPEN_BYTES = 4096 * MIB
+"""and not more than this."""
+_CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
@@ -61,3 +68,24 @@ class Limits:
     reading: int = 64
     thumbnail_bytes: int = 32 * MIB
     folder_photos: int = 2000
+
+
+def default_open_bytes() -> int:
+    """Of :attr:`Limits.open_bytes`, for this machine or the container this process is in."""
+    memory = _machine_bytes()
+    return Limits.open_bytes if memory is None else max(64 * MIB, min(memory // OPEN_SHARE, MOST_OPEN_BYTES))
+
+
+def _machine_bytes() -> int | None:
+    """Memory that this process may use, as far as the system tells."""
+    found = []
+    if hasattr(os, "sysconf") and {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in _CGROUPS:
+        try:
+            text = Path(name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            found.append(int(text))
+    return min((one for one in found if one > 0), default=None)

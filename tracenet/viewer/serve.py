@@ -20,7 +20,7 @@ from tracenet.checkpoint import BUNDLED, Checkpoint, bundled_checkpoint
 from tracenet.predictor import Predictor
 from tracenet.viewer.app import Viewer, create_app
 from tracenet.viewer.gate import AllowedHosts
-from tracenet.viewer.limits import MIB, Limits
+from tracenet.viewer.limits import MIB, Limits, default_open_bytes
 from tracenet_kernels.backends import choose
 from tracenet_kernels.errors import InputError
 
@@ -44,7 +44,8 @@ def serve(
         checkpoint: the bundled one by default.
         port: 0 takes any that is free.
         allow_hosts: names under which the server may be asked for, beside its address and ``localhost``.
-        memory_mib: bound on decoded photos and kept features of all visitors.
+        memory_mib: bound on decoded photos and kept features of all visitors; by default a quarter of the machine's
+            memory, at most 4 GiB.
 
     Raises:
         InputError: the folder cannot be listed; host or port cannot be listened on.
@@ -175,11 +176,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _limits(memory_mib: int | None) -> Limits:
-    if memory_mib is None:
-        return Limits()
-    if memory_mib < 64:
+    if memory_mib is not None and memory_mib < 64:
         raise InputError(f"--memory is {memory_mib} MiB; at least 64 are needed for one photo")
-    return Limits(open_bytes=memory_mib * MIB, kept_bytes=min(Limits().kept_bytes, memory_mib * MIB))
+    open_bytes = default_open_bytes() if memory_mib is None else memory_mib * MIB
+    return Limits(open_bytes=open_bytes, kept_bytes=min(Limits.kept_bytes, open_bytes))
 
 
 def _greeting(listening: socket.socket, host: str) -> str:
