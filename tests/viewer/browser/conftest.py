@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.viewer.browser.servers import ViewerProcess, save_diamond_network
 from tests.viewer.browser.viewer_page import ViewerPage
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PATIENCE_MS = 30_000
+"""For machines with more to do; nothing waits longer than it must."""
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # containers have little of it
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -38,6 +41,7 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("CI"):
             pytest.fail(text)
         pytest.skip(text)
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield found
@@ -77,7 +81,7 @@ def new_page(browser: Browser) -> Iterator[Callable[..., ViewerPage]]:
     def make(url: str, **options: Any) -> ViewerPage:
         settings = {"viewport": {"width": 1100, "height": 720}, "reduced_motion": "reduce"} | options
         context = browser.new_context(**settings)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         pages.append(ViewerPage(context.new_page(), url))
         return pages[-1]

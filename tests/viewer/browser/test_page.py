@@ -382,7 +382,7 @@ def test_a_lost_server_has_a_banner_and_is_found_again(
         viewer.screenshot("server_gone")
         other.start()
         other.line()
-        expect(banner).to_be_hidden(timeout=20_000)
+        expect(banner).to_be_hidden()
         # The new process has never seen the photo; the page brings it back.
         viewer.page.mouse.click(*viewer.point(40, 30))
         expect(viewer.objects).to_have_count(1)
@@ -565,7 +565,7 @@ def test_the_tolerance_map_is_computed_in_the_background(viewer: ViewerPage) -> 
     seen: list[dict[str, Any]] = []
     viewer.page.on("response", lambda answer: seen.append(answer.json()) if "/api/jobs/" in answer.url else None)
     viewer.page.get_by_role("button", name="Map the clicks").click()
-    expect(viewer.page.locator(".mapped")).to_contain_text(re.compile(r"\d+ % of \d+ clicks"), timeout=30_000)
+    expect(viewer.page.locator(".mapped")).to_contain_text(re.compile(r"\d+ % of \d+ clicks"))
     result = seen[-1]["result"]
     expect(viewer.page.locator(".mapped")).to_contain_text(f"{result['clicks']} clicks")
     mapped = viewer.picture()
