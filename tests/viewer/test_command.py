@@ -91,11 +91,12 @@ def test_the_bundled_checkpoint_answers_the_client_example_and_ends_with_zero(st
         with httpx.Client(base_url=started.url, headers=headers, timeout=60, trust_env=False) as client:
             answers.append(client.post("/segment", json=asked).status_code)
 
-    clicks = [threading.Thread(target=click, args=(i,)) for i in range(6)]
+    clicks = [threading.Thread(target=click, args=(i,)) for i in range(8)]
     for one in clicks:
         one.start()
     with httpx.Client(base_url=started.url, timeout=60, trust_env=False) as client:
-        wait_until(lambda: client.get("/healthz").json()["queue"] >= 2)
+        # One runs; all others have arrived.
+        wait_until(lambda: client.get("/healthz").json()["queue"] + len(answers) >= 7)
     code, said = started.end(signal.SIGTERM)
     for one in clicks:
         one.join(60)
