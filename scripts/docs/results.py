@@ -383,6 +383,40 @@ def _zoo_traceable() -> str:
     return measured(load("zoo.json"), "zoo.json", "medians over models") + markdown(head, rows)
 
 
+SHARES = (0.02, 0.1, 0.3, 0.6, 0.9, 1.0)
+"""Upper ends of the bins of :func:`_zoo_break_even`."""
+
+
+@_table
+def _zoo_break_even() -> str:
+    """How much faster requests are, by the share of multiply-adds that they need."""
+    found: list[tuple[float, float, float | None]] = []
+    for model in _zoo():
+        for share, kind in ((model.get("mac_share"), ""), (model.get("mac_share_shallow"), "_shallow")):
+            native, crop_pad = model.get(f"native{kind}_ms"), model.get(f"crop_pad{kind}_ms")
+            if share is not None and native and model.get("full_ms"):
+                full = model["full_ms"]
+                found.append((share, full / native, full / crop_pad if crop_pad else None))
+    rows, low = [], 0.0
+    for high in SHARES:
+        inside = [row for row in found if low < row[0] <= high or (low == 0.0 and row[0] == 0.0)]
+        native, cropped = [row[1] for row in inside], [row[2] for row in inside if row[2] is not None]
+        if inside:
+            rows.append(
+                (
+                    f"{low:.0%} to {high:.0%}",
+                    len(inside),
+                    f"{median(native):.2f}x",
+                    f"{sum(speed > 1 for speed in native) / len(native):.0%}",
+                    f"{median(cropped):.2f}x",
+                    f"{sum(speed > 1 for speed in cropped) / len(cropped):.0%}",
+                )
+            )
+        low = high
+    head = ("share of multiply-adds", "requests", "native, median", "faster", "crop-and-pad, median", "faster ")
+    return measured(load("zoo.json"), "zoo.json", "against the full network in PyTorch") + markdown(head, rows)
+
+
 @_table
 def _zoo_pairs() -> str:
     """Models that differ in one thing, side by side."""
