@@ -348,7 +348,8 @@ def _zoo_barriers() -> str:
     reasons: Counter[str] = Counter()
     for model in _zoo():
         reasons.update(set(model["barrier_ops"]))
-    rows = [(f"`{name}`", count) for name, count in reasons.most_common()]
+    rows = [(name, count) for name, count in reasons.most_common() if count > 1]
+    rows.append((f"{sum(count == 1 for count in reasons.values())} others", "1 each"))
     return markdown(("operation", "models with it"), rows)
 
 
