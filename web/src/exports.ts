@@ -21,7 +21,7 @@ export async function picture(kind: PictureKind, doc: Doc, items: readonly Item[
   const { width, height } = doc.photo;
   const [canvas, context] = surface(width, height);
   const together = union(items.map((item) => drawable(maskOf(item).rle).bitmap));
-  if (kind === "mask") context.putImageData(stencil(together, [255, 255, 255]), 0, 0);
+  if (kind === "mask") drawStencil(context, together);
   else if (kind === "overlay") drawOverlay(context, doc, items);
   else {
     drawMasked(context, doc, together);
@@ -30,11 +30,6 @@ export async function picture(kind: PictureKind, doc: Doc, items: readonly Item[
       context.imageSmoothingQuality = "high";
       context.drawImage(blurred(doc.bitmap, blur), 0, 0, width, height);
     }
-  }
-  if (kind === "mask") {
-    context.globalCompositeOperation = "destination-over";
-    context.fillStyle = "#000";
-    context.fillRect(0, 0, width, height);
   }
   return { blob: await png(canvas), name: `${stem(doc)}_${kind}.png` };
 }
@@ -45,19 +40,21 @@ function png(canvas: HTMLCanvasElement): Promise<Blob> {
   });
 }
 
-function stencil(mask: Bitmap, [red, green, blue]: [number, number, number]): ImageData {
+/** White inside the mask, black outside. */
+function drawStencil(context: CanvasRenderingContext2D, mask: Bitmap): void {
   const pixels = new ImageData(mask.width, mask.height);
-  for (let i = 0; i < mask.data.length; i++) {
-    if (mask.data[i]) pixels.data.set([red, green, blue, 255], 4 * i);
-  }
-  return pixels;
+  const opaque = new Uint32Array(new Uint8Array([0, 0, 0, 255]).buffer)[0]!;
+  const words = new Uint32Array(pixels.data.buffer); // one per pixel
+  for (let i = 0; i < words.length; i++) words[i] = mask.data[i] ? 0xffffffff : opaque;
+  context.putImageData(pixels, 0, 0);
 }
 
 /** The photo's pixels inside the mask, transparent outside. */
 function drawMasked(context: CanvasRenderingContext2D, doc: Doc, mask: Bitmap): void {
   context.drawImage(doc.bitmap, 0, 0);
   const pixels = context.getImageData(0, 0, mask.width, mask.height);
-  for (let i = 0; i < mask.data.length; i++) if (!mask.data[i]) pixels.data.fill(0, 4 * i, 4 * i + 4);
+  const words = new Uint32Array(pixels.data.buffer); // one per pixel
+  for (let i = 0; i < words.length; i++) if (!mask.data[i]) words[i] = 0;
   context.putImageData(pixels, 0, 0);
 }
 

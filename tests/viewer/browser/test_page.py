@@ -21,6 +21,8 @@ from tests.viewer.browser.viewer_page import ViewerPage, decode, fill, grown, ha
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 TIMES = "\N{MULTIPLICATION SIGN}"
+AMBER, BLUE = (255, 180, 84), (110, 168, 255)
+"""What this click computed, and what was kept."""
 PHOTO = Path(__file__).parents[3] / "tracenet" / "assets" / "photos" / "coffee.jpg"
 
 
@@ -96,6 +98,14 @@ def test_a_second_click_shows_only_what_is_new(viewer: ViewerPage) -> None:
     assert coloured[~grown(~new, 4) & ~marks].mean() > 0.9
     assert changed(kept, picture).any()
     viewer.screenshot("second_click")
+    graph = viewer.page.locator(".graph")
+    drawn = viewer.read(graph)
+    amber, blue = (np.abs(drawn[..., :3].astype(int) - colour).max(axis=2) < 8 for colour in (AMBER, BLUE))
+    assert amber.any() and not blue.any()
+    viewer.page.get_by_text("Only what this click computed").click()
+    viewer.still()
+    drawn = viewer.read(graph)
+    assert (np.abs(drawn[..., :3].astype(int) - BLUE).max(axis=2) < 8).any()
 
 
 def test_alternatives_are_cycled(viewer: ViewerPage) -> None:
@@ -136,6 +146,16 @@ def test_a_newer_click_replaces_one_that_waits(viewer: ViewerPage) -> None:
     answer = viewer.click(300, 200)
     expect(viewer.objects).to_have_count(1)
     assert answer["request"]["points"] == [[300, 200]]
+    expect(viewer.page.locator(".toast")).to_have_count(0)
+
+
+def test_hasty_clicks_end_with_the_last(viewer: ViewerPage) -> None:
+    for x in range(100, 500, 50):
+        viewer.page.mouse.click(*viewer.point(x, 200))
+    viewer.still()
+    expect(viewer.page.locator("#chip-level")).to_have_text("P3")
+    drawn = viewer.picture()[193:208, 445:456, :3].astype(int)
+    assert (drawn.min(axis=2) > 240).any()  # the ring around the last click's mark is white
     expect(viewer.page.locator(".toast")).to_have_count(0)
 
 
@@ -608,7 +628,12 @@ def test_the_camera_is_a_viewfinder(viewer: ViewerPage) -> None:
     viewer.page.get_by_role("button", name="Camera", exact=True).click()
     video = viewer.page.locator("#video")
     expect(viewer.page.get_by_text("Tap a thing to freeze")).to_be_visible()
-    viewer.page.wait_for_function("document.querySelector('#video').currentTime > 0.1")
+    viewer.page.evaluate(
+        """() => new Promise(done => {
+          const look = () => video.currentTime > 0.1 ? done() : requestAnimationFrame(look);
+          look();
+        })"""
+    )
     viewer.screenshot("camera_live")
     with viewer.answer() as answer:
         video.click()

@@ -104,9 +104,8 @@ class ViewerPage:
     def picture(self) -> NDArray[np.uint8]:
         """What the canvas shows at the centre of every pixel of the photo, which fits: ``[height, width, 4]``."""
         self.still()
-        data, width = self.page.evaluate("[canvas.toDataURL().split(',')[1], canvas.clientWidth]")
-        drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
-        ratio, view = drawn.shape[1] / width, self.view()
+        drawn, view = self.read(self.canvas), self.view()
+        ratio = drawn.shape[1] / self.canvas.evaluate("canvas => canvas.clientWidth")
         rows, columns = (
             np.arange(round((length / ratio - 2 * edge) / view.scale))
             for length, edge in ((drawn.shape[0], view.y), (drawn.shape[1], view.x))
@@ -114,6 +113,11 @@ class ViewerPage:
         at_y = ((view.y + (rows + 0.5) * view.scale) * ratio).astype(int)
         at_x = ((view.x + (columns + 0.5) * view.scale) * ratio).astype(int)
         return drawn[at_y[:, None], at_x]
+
+    def read(self, canvas: Locator) -> NDArray[np.uint8]:
+        """The pixels of a canvas, ``[height, width, 4]``."""
+        data = canvas.evaluate("canvas => canvas.toDataURL().split(',')[1]")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
 
     def screenshot(self, name: str) -> Path:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
