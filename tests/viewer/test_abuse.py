@@ -386,6 +386,15 @@ def test_many_visitors_keep_no_more_than_is_allowed(server: Running) -> None:
     assert 1 <= len(server.viewer.opened) < 40
 
 
+def test_one_photo_beyond_the_bound_keeps_nothing(predictor: Predictor, folder: Path) -> None:
+    with running(predictor, folder, Limits(open_bytes=1 << 20)) as server:
+        for visitor in ("first-one", "second-one"):
+            answer = server.visitor(visitor).post("/segment", json={"photo": "coffee", "points": AT})
+            assert answer.status_code == 200
+            assert len(server.viewer.opened) == 1
+            assert server.viewer.opened.bytes < 16 << 20  # the decoded photo and the workspace
+
+
 def test_the_default_bound_is_a_share_of_the_memory_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert 64 << 20 <= limits.default_open_bytes() <= 4 << 30
     container = tmp_path / "memory.max"

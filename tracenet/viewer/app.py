@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import io
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +14,6 @@ from urllib.parse import unquote
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
-from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
@@ -34,6 +29,7 @@ from tracenet.viewer.metrics import CONTENT_TYPE, Metrics
 from tracenet.viewer.opened import OpenPhotos
 from tracenet.viewer.outlines import decode_rle
 from tracenet.viewer.photos import Photo, PhotoFolder, check_upload, clean_name
+from tracenet.viewer.reading import Pictures, Reader, as_jpeg
 from tracenet.viewer.tolerance import ToleranceJob
 from tracenet.viewer.visitors import Visitors
 from tracenet.viewer.worker import Job, Worker
@@ -42,7 +38,6 @@ from tracenet_kernels.errors import TraceNetError
 STATIC = Path(str(files("tracenet.viewer") / "static"))
 BUNDLED = Path(str(files("tracenet") / "assets" / "photos"))
 THUMBNAIL_SIDES = (16, 1024)
-JPEG_QUALITY = 92
 Result = TypeVar("Result")
 
 
@@ -71,7 +66,7 @@ class Viewer:
         self.worker = Worker(self.limits.queue, self.limits.queue_per_visitor, self.limits.tolerance_jobs)
         self.reader = Reader(self.limits.reading, "tracenet-reader")
         self.finder = Reader(self.limits.reading, "tracenet-folders")
-        self.thumbnails = Thumbnails(self.limits.thumbnail_bytes)
+        self.pictures = Pictures(self.limits.picture_bytes)
         self.metrics = Metrics(
             {
                 "tracenet_queue_length": ("Clicks that wait.", lambda: self.worker.waiting),
@@ -125,6 +120,7 @@ class Viewer:
             return result
         finally:
             gone.cancel()
+            answer.cancel()
             self.worker.drop(job, ViewerError("gone", "the client went away", "nothing"))
 
     def close(self) -> None:
@@ -137,47 +133,6 @@ class Viewer:
         self.reader.stop()
         self.finder.stop()
         self.opened.clear()
-
-
-class Reader:
-    """One thread that reads files for the event loop; so many may wait."""
-
-    def __init__(self, most: int, name: str) -> None:
-        self._most, self._pending = most, 0
-        self._pool = ThreadPoolExecutor(1, name)
-
-    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call a function there. Raises ViewerError ``busy``."""
-        if self._pending >= self._most:
-            raise ViewerError("busy", f"{self._pending} photos wait to be read already", "try again in a moment")
-        self._pending += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *arguments))
-        finally:
-            self._pending -= 1
-
-    def stop(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-class Thumbnails:
-    """Thumbnails by what they show, bounded in bytes; the least recently shown goes first."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
-        self._kept: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, key: tuple[str, str, int]) -> bytes | None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
-
-    def add(self, key: tuple[str, str, int], data: bytes) -> None:
-        self._bytes += len(data) - len(self._kept.pop(key, b""))
-        self._kept[key] = data
-        while self._bytes > self._most_bytes:
-            self._bytes -= len(self._kept.popitem(last=False)[1])
 
 
 def create_app(viewer: Viewer, hosts: AllowedHosts) -> FastAPI:
@@ -295,19 +250,14 @@ def _add_photos(app: FastAPI, viewer: Viewer) -> None:
         headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers=headers)
-        if thumbnail is not None:
-            key = (photo.id, photo.version, thumbnail)
-            data = viewer.thumbnails.get(key)
-            if data is None:
-                data = await viewer.reader.run(_thumbnail, photo, thumbnail, limits.max_pixels)
-                viewer.thumbnails.add(key, data)
-            return Response(data, media_type="image/jpeg", headers=headers)
-        media_type = photo.header.media_type or "image/jpeg"
-        if photo.header.media_type is None:
-            data = await viewer.reader.run(_as_jpeg, photo, limits.max_pixels)
-        else:
-            data = await viewer.reader.run(photo.read)
-        return Response(data, media_type=media_type, headers=headers)
+        if thumbnail is None and photo.header.media_type is not None:
+            return _whole_file(photo, headers)
+        key = (photo.id, photo.version, thumbnail or 0)
+        data = viewer.pictures.get(key)
+        if data is None:
+            data = await viewer.reader.run(as_jpeg, photo, limits.max_pixels, thumbnail)
+            viewer.pictures.add(key, data)
+        return Response(data, media_type="image/jpeg", headers=headers)
 
     @app.delete("/api/photos/{photo_id}", status_code=204)
     async def delete_photo(request: Request, photo_id: str) -> Response:
@@ -317,6 +267,12 @@ def _add_photos(app: FastAPI, viewer: Viewer) -> None:
                 "not_found", f"this visitor sent no photo {photo_id[:80]!r}", "list them with /api/photos"
             )
         return Response(status_code=204)
+
+
+def _whole_file(photo: Photo, headers: dict[str, str]) -> Response:
+    if isinstance(photo.content, bytes):
+        return Response(photo.content, media_type=photo.header.media_type, headers=headers)
+    return FileResponse(photo.content, media_type=photo.header.media_type, headers=headers)
 
 
 async def _received(request: Request, viewer: Viewer) -> Photo:
@@ -487,19 +443,3 @@ def _info(photo: Photo) -> dict[str, Any]:
         "height": photo.height,
         "source": photo.source,
     }
-
-
-def _thumbnail(photo: Photo, side: int, max_pixels: int) -> bytes:
-    image = photo.load(max_pixels, reduced_to=side)
-    image.thumbnail((side, side), Image.Resampling.BICUBIC)
-    return _encoded(image, 82)
-
-
-def _as_jpeg(photo: Photo, max_pixels: int) -> bytes:
-    return _encoded(photo.load(max_pixels), JPEG_QUALITY)
-
-
-def _encoded(image: Image.Image, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()

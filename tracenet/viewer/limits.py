@@ -40,7 +40,7 @@ class Limits:
         head_seconds: for the head of a request.
         connections: open at once.
         reading: photos that wait for being decoded, thumbnails among them.
-        thumbnail_bytes: thumbnails kept.
+        picture_bytes: thumbnails, and photos that browsers cannot be shown as they are, made and kept.
         folder_photos: of a folder, the first by name.
     """
 
@@ -66,7 +66,7 @@ class Limits:
     head_seconds: float = 10.0
     connections: int = 512
     reading: int = 64
-    thumbnail_bytes: int = 32 * MIB
+    picture_bytes: int = 64 * MIB
     folder_photos: int = 2000
 
 

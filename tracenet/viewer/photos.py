@@ -79,9 +79,10 @@ class Photo:
             said = "the given bytes" if isinstance(self.content, bytes) else str(self.content)
             raise ImageError(str(error).replace(said, self.name)) from error
 
-    def read(self) -> bytes:
-        """The file as it is."""
-        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that are kept of it in memory."""
+        return len(self.content) if isinstance(self.content, bytes) else 0
 
 
 def known_formats() -> tuple[str, ...]:

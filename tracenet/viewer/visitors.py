@@ -48,7 +48,7 @@ class Visitor:
 
     @property
     def bytes(self) -> int:
-        return sum(len(photo.read()) for photo in self.photos.values())
+        return sum(photo.sent_bytes for photo in self.photos.values())
 
     def cancel_jobs(self) -> None:
         """Stop those that are not done."""
@@ -94,7 +94,7 @@ class Visitors:
             if not inline and photo.id in visitor.inline:
                 visitor.inline.remove(photo.id)
             return visitor.photos[photo.id]
-        limits, size = self._limits, len(photo.read())
+        limits, size = self._limits, photo.sent_bytes
         while inline and visitor.inline and (len(visitor.inline) >= INLINE_PHOTOS or self._full(visitor, size)):
             self.drop_photo(visitor_id, visitor.inline[0])
         if self._full(visitor, size):
