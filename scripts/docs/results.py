@@ -320,6 +320,44 @@ def _ablation() -> str:
     return raw + markdown(("run", "mean IoU", "pooled IoU", "IoU >= 0.7", "time"), rows)
 
 
+@_table
+def _viewer_load() -> str:
+    data = load("viewer_load.json")
+    rows = [
+        (
+            row["users"],
+            row["kind"],
+            row["requests"],
+            f"{row['per_second']:.2g}",
+            _ms(row["median_ms"]),
+            _ms(row["p95_ms"]),
+            f"{row['rss_mib']:.0f} MiB",
+        )
+        for row in data["load"]
+    ]
+    head = ("users at once", "requests", "number", "per second", "median", "95 % below", "memory after")
+    memory = data["memory"]
+    text = (
+        f"Over {memory['clicks']} clicks, memory was {memory['first_half_mean_mib']:.0f} MiB on average in the first "
+        f"half and {memory['second_half_mean_mib']:.0f} MiB in the second, {memory['max_mib']:.0f} MiB at most.\n\n"
+    )
+    return measured(data, "viewer_load.json", "clients on the same cores") + text + markdown(head, rows)
+
+
+@_table
+def _viewer_abuse() -> str:
+    rows = [
+        (
+            name,
+            ", ".join(f"{count} x {outcome}" for outcome, count in case["outcomes"].items()),
+            f"{case['seconds']:.1f} s",
+            "yes" if case["answers_after"] else "no",
+        )
+        for name, case in load("viewer_load.json")["abuse"].items()
+    ]
+    return markdown(("what came", "answers", "took", "answers afterwards"), rows)
+
+
 def _zoo() -> list[Row]:
     models: list[Row] = load("zoo.json")["models"]
     return models
