@@ -42,9 +42,13 @@ def load(file: str) -> Row:
 def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table; columns after the first are right-aligned where they hold figures in every row."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    right = [i > 0 and all(not row[i] or row[i][:1].isdigit() for row in cells) for i in range(len(head))]
+    right = [i > 0 and all(_is_figure(row[i]) for row in cells) for i in range(len(head))]
     marks = ["---:" if is_right else "---" for is_right in right]
     return "\n".join("| " + " | ".join(row) + " |" for row in [list(head), marks, *cells])
+
+
+def _is_figure(cell: str) -> bool:
+    return not cell or (cell[0].isdigit() and len(cell) < 24)
 
 
 def measured(data: Row, file: str, more: str = "") -> str:
