@@ -224,6 +224,7 @@ export class NetworkPanel {
 
   private renderComparison(state: State, item: Item): void {
     const comparison = state.comparison?.of === item.result ? state.comparison.result : null;
+    const waited = this.compared.querySelector("#compare:disabled") !== null;
     const key = comparison === "running" ? "running" : JSON.stringify(comparison);
     if (this.compared.dataset["key"] === `${item.id}:${key}`) return;
     this.compared.dataset["key"] = `${item.id}:${key}`;
@@ -268,6 +269,7 @@ export class NetworkPanel {
       ),
       button,
     );
+    if (waited) this.compared.scrollIntoView({ block: "nearest" });
   }
 
   private renderTolerance(state: State, item: Item): void {
@@ -275,6 +277,7 @@ export class NetworkPanel {
     const key = JSON.stringify([item.id, item.chosen, map?.done, map?.total, !!map?.result, state.showTolerance]);
     if (this.mapped.dataset["key"] === key) return;
     this.mapped.dataset["key"] = key;
+    const waited = this.mapped.querySelector("progress") !== null;
     if (!map) {
       const start = h("button", { class: "button", id: "map" }, "Map the clicks");
       start.addEventListener("click", () => void this.session.mapTolerance(item));
@@ -312,6 +315,7 @@ export class NetworkPanel {
       h("div", { class: "ramp" }, "another thing", h("span", { class: "shades", "aria-hidden": "true" }, ...shades), "same mask"),
       h("div", { class: "row" }, h("label", { class: "switch", for: "show-map" }, show, h("span", { class: "track" }), "Show"), again),
     );
+    if (waited) this.mapped.scrollIntoView({ block: "nearest" });
   }
 }
 
