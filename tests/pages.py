@@ -33,7 +33,10 @@ PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tracenet/assets/MODEL_CARD.md", *ROOT.glob("docs/**/*.md")]
 )
 BLOCK = re.compile(r"(?:<!-- not run: (.+?) -->\n+)?^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+ON_CPU = () if torch.cuda.is_available() else (('"cuda"', '"cpu"'),)
+"""Where there is no GPU, Triton's interpreter runs its kernels on the CPU."""
 SMALLER = {
+    "docs/gpu.md": (("Window(40, 72, 40, 72)", "Window(2, 5, 3, 6)"), *ON_CPU),
     "README.md": (("768, 1024", "256, 320"), ("384 >> k, 512 >> k", "128 >> k, 160 >> k")),
     "docs/index.md": (("768, 1024", "256, 320"), ("384 >> k, 512 >> k", "128 >> k, 160 >> k")),
 }
@@ -126,6 +129,21 @@ def _barriers() -> Scope:
     return {"tracenet": tracenet, "model": Gated().eval(), "image": torch.rand(1, 3, 64, 96)}
 
 
+def _gpu() -> Scope:
+    """A network of two convolutions and an image for it."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1))
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"P3": self.body(x)}
+
+    image = torch.rand(1, 3, 32, 40)
+    return {"model": Small().eval(), "inputs": image, "image": image}
+
+
 def _onnx() -> Scope:
     """``network.onnx`` in the current folder: two convolutions, stride 8; and an image for it."""
     weights = [numpy_helper.from_array(np.ones((4, 3, 8, 8), np.float32), "w1")]
@@ -156,6 +174,7 @@ SETUPS: dict[str, Callable[[], Scope]] = {
     "README.md": _predictor,
     "docs/barriers.md": _barriers,
     "docs/evaluation.md": _evaluation,
+    "docs/gpu.md": _gpu,
     "docs/onnx.md": _onnx,
 }
 
@@ -175,6 +194,12 @@ def _barriers_claims(scope: Scope) -> None:
 def _evaluation_claims(scope: Scope) -> None:
     assert scope["report"]["instances"] == 1
     assert 0.2 < scope["report"]["one_click_miou"] < 0.5  # a disc of 60 pixels in a box of 230 x 150
+
+
+def _gpu_claims(scope: Scope) -> None:
+    full = scope["model"](scope["image"])["P3"][..., 2:5, 3:6]
+    for part in (torch.from_numpy(scope["result"].outputs["P3"]), scope["views"]["P3"].cpu()):
+        assert torch.allclose(part.float(), full, atol=1e-2)
 
 
 def _training_claims(scope: Scope) -> None:
@@ -229,6 +254,7 @@ CLAIMS: dict[str, Callable[[Scope], None]] = {
     "docs/barriers.md": _barriers_claims,
     "docs/custom_rules.md": _custom_rules_claims,
     "docs/evaluation.md": _evaluation_claims,
+    "docs/gpu.md": _gpu_claims,
     "docs/index.md": _eight_lines,
     "docs/start.md": _start_claims,
     "docs/unions.md": _unions_claims,

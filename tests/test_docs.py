@@ -21,6 +21,7 @@ NOT_RUN = [page for page in PAGES if any(block.not_run is not None for block in 
 IN_WORDS = re.compile(r"`((?:python -m|tracenet|make|bash|bench/\w+\.sh) [^`]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 NEED_EXTENSION = ("docs/kernels.md",)
+NEED_TRITON = ("docs/gpu.md",)
 TRACENET = typer.main.get_command(app)
 
 
@@ -30,6 +31,8 @@ def test_python_of_a_page_runs_from_top_to_bottom(
 ) -> None:
     if name_of(page) in NEED_EXTENSION and not native.available():
         pytest.skip(native.why_not())
+    if name_of(page) in NEED_TRITON:
+        pytest.importorskip("triton")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))  # rules of the examples are gone afterwards
     name = name_of(page)
