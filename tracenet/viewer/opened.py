@@ -11,6 +11,9 @@ from tracenet.predictor import Predictor
 from tracenet.viewer.limits import Limits
 from tracenet.viewer.photos import Photo
 
+PAGES = 1.2
+"""Memory that kept windows take, relative to their cells: pages are touched whole, and windows that were merged or
+dropped leave theirs behind. Seen as what the process grows by per photo."""
 Key = tuple[str, str]
 """Visitor and photo."""
 
@@ -34,7 +37,7 @@ class OpenPhoto:
 
     @property
     def bytes(self) -> int:
-        return self.pixels + self.workspace + self.kept
+        return self.pixels + self.workspace + round(PAGES * self.kept)
 
 
 class OpenPhotos:
