@@ -25,7 +25,10 @@ import results
 MARKS = [(name_of(page), *mark) for page in PAGES for mark in hooks.MARK.findall(page.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize(("page", "kind", "name"), MARKS, ids=lambda value: str(value))
+TABLES = [mark for mark in MARKS if mark[1] != "drawing"]
+
+
+@pytest.mark.parametrize(("page", "kind", "name"), TABLES, ids=lambda value: str(value))
 def test_every_table_that_a_page_asks_for_is_one(page: str, kind: str, name: str) -> None:
     text = results.table(name) if kind == "results" else commands.options(name)
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -49,6 +52,16 @@ def test_figures_in_tables_are_those_of_the_file() -> None:
     assert f"| {case['ms_median']:.0f} ms |" in table
     assert f"| {case['speed_up']:.2f}x |" in table
     assert data["commit"] in table
+
+
+def test_the_drawing_of_the_zoo_has_a_dot_for_every_request_that_was_timed() -> None:
+    models = json.loads((ROOT / "bench/results/zoo.json").read_text(encoding="utf-8"))["models"]
+    kinds = [("mac_share", f"{name}_ms") for name in ("native", "crop_pad")]
+    kinds += [("mac_share_shallow", f"{name}_shallow_ms") for name in ("native", "crop_pad")]
+    timed = [model for model in models for share, time in kinds if model.get(share) and model.get(time)]
+    drawing = hooks.FILLED["drawing"]("zoo-break-even")
+    assert drawing.count("<title>") == len(timed)
+    assert '="nan"' not in drawing
 
 
 def test_options_have_their_names_and_defaults() -> None:

@@ -2,7 +2,8 @@
 
 - Files of the repository that pages link to (results, sources, CONTRIBUTING.md, ...) come with the site, so the same
   relative links work in the repository and on the site.
-- ``<!-- results: NAME -->`` becomes a table of bench/results, ``<!-- options: COMMAND -->`` the options of a command.
+- ``<!-- results: NAME -->`` becomes a table of bench/results, ``<!-- drawing: NAME -->`` a drawing of them, and
+  ``<!-- options: COMMAND -->`` the options of a command.
 - A build that would load anything from another host fails.
 """
 
@@ -11,11 +12,13 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import commands
 import results
+import scatter
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -33,7 +36,13 @@ SHOWN = {".py": "python", ".toml": "toml", ".sh": "bash", ".cpp": "cpp", ".hpp":
 """Sources that pages link to become pages, by suffix; other files come as they are."""
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
 FENCE = re.compile(r"^(?: *)(```|~~~).*?^ *\1[^\n]*$", re.MULTILINE | re.DOTALL)
-MARK = re.compile(r"^<!-- (results|options): ([\w.-]+) -->$", re.MULTILINE)
+FILLED: dict[str, Callable[[str], str]] = {
+    "results": results.table,
+    "options": commands.options,
+    "drawing": lambda name: {"zoo-break-even": scatter.break_even}[name](),
+}
+"""What a mark such as ``<!-- results: end-to-end -->`` becomes, by its first word."""
+MARK = re.compile(r"^<!-- (results|options|drawing): ([\w.-]+) -->$", re.MULTILINE)
 LOADED = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^\"'\s>]+", re.I)
 CANONICAL = re.compile(r"rel=[\"']?(?:canonical|next|prev)")
 
@@ -79,7 +88,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 def _filled(match: re.Match[str]) -> str:
     kind, name = match.groups()
-    return results.table(name) if kind == "results" else commands.options(name)
+    return FILLED[kind](name)
 
 
 def _origin(src_uri: str) -> str:
