@@ -130,3 +130,25 @@ def test_docstrings_describe_parameters_that_there_are(name: str, thing: object)
     names = {part.strip().lstrip("*") for several in described for part in several.split(",")}
     known = set(inspect.signature(thing).parameters)  # type: ignore[arg-type]
     assert names <= known, f"{name} describes {names - known}"
+
+
+def figures(row: str) -> list[str]:
+    """Cells of a row of a table, without emphasis."""
+    return [cell.strip().strip("*") for cell in row.strip("|").split("|")]
+
+
+def test_speeds_in_the_readme_are_those_of_the_file() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [figures(line) for line in results.table("end-to-end").splitlines() if line.startswith("| ")][1:]
+    shown = [figures(line) for line in readme.splitlines() if line.startswith("|")]
+    missing = [row for row in rows if row not in shown]
+    assert not missing, f"bench/results/end_to_end.json has {missing[0]}; put its rows into the README"
+    assert json.loads((ROOT / "bench/results/end_to_end.json").read_text())["commit"] in readme
+
+
+def test_modes_on_the_page_about_barriers_are_those_of_the_file() -> None:
+    page = (ROOT / "docs/barriers.md").read_text(encoding="utf-8")
+    for row in json.loads((ROOT / "bench/results/global_context.json").read_text())["rows"]:
+        once = f"{row['mac_share_once']:.0%}" if row["mac_share_once"] else ""
+        cells = [row["network"], row["mode"], f"{row['mac_share']:.1%}", once, f"{row['max_rel_error']:.0e}"]
+        assert cells in [figures(line) for line in page.splitlines() if line.startswith("|")], cells
