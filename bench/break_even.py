@@ -32,10 +32,10 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from bench.figure import new_figure
 from bench.report import environment
 from tracenet.files import check_target, save_json, write_whole
 from tracenet_kernels import native
-from tracenet_kernels.errors import InputError
 from tracenet_kernels.threads import set_threads
 from tracenet_kernels.window import Window
 from tracenet_kernels.windowed import ConvJob, PackedConv, conv2d_jobs
@@ -264,13 +264,7 @@ def draw(report: Mapping[str, Any], picture: Path) -> None:
     Raises:
         InputError: matplotlib is not installed, or the picture cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise InputError(f"drawing needs {error.name}; install it with pip install 'tracenet[eval]'") from error
-    figure = Figure(figsize=(3.3 * len(report["layers"]), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.3 * len(report["layers"]), 3.2)
     shown = (("onnxruntime", "against ONNX Runtime", "#1e6fd0", "o"), ("torch", "against PyTorch", "#d0671e", "s"))
     axes = None
     for i, layer in enumerate(report["layers"]):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bench.figure import new_figure
 from tracenet.files import write_whole
-from tracenet_kernels.errors import InputError
 
 REQUESTS = (
     ("centre cell of the deepest map", "mac_share", ""),
@@ -28,13 +28,7 @@ def draw(report: dict[str, Any], picture: Path) -> None:
     Raises:
         InputError: matplotlib is not installed, or the picture cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise InputError(f"drawing needs {error.name}; install it with pip install 'tracenet[eval]'") from error
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.5, 4.2)
     for position, (title, share, kind) in enumerate(REQUESTS, start=1):
         axes = figure.add_subplot(1, 2, position)
         smallest = 1.0
