@@ -144,7 +144,8 @@ class PhotoFolder:
         """All photos by name; files that cannot be read are left out."""
         with self._lock:
             paths = self._scan()
-            self._headers = {path: entry for path, entry in self._headers.items() if path in set(paths)}
+            present = set(paths)
+            self._headers = {path: entry for path, entry in self._headers.items() if path in present}
             self._ids = {self._id(path): path for path in paths}
             return [photo for path in paths if (photo := self._photo(path)) is not None]
 
